@@ -329,7 +329,7 @@ func (a *app) logRemarks() {
 		if r.Likely {
 			level = zap.WarnLevel
 		}
-		a.log.Log(level, "setting_ignored", zap.String("name", r.Name), zap.String("problem", r.Text),
+		a.log.Log(level, "setting_doubtful", zap.String("name", r.Name), zap.String("problem", r.Text),
 			zap.String("source", r.Source))
 	}
 }

@@ -246,7 +246,7 @@ func remarkable(remarks []config.Remark) []finding {
 	var list []finding
 	for _, r := range remarks {
 		if r.Likely {
-			list = append(list, doubtful(r.String(), "correct its name, or delete it"))
+			list = append(list, doubtful(r.String(), "correct it, or delete it"))
 		}
 	}
 	return list

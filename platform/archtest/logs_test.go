@@ -105,7 +105,7 @@ func TestEveryWarningIsExplained(t *testing.T) {
 }
 
 // chosen are the levels of lines that choose theirs while they run.
-var chosen = map[string][]string{"request": {"warn", "error"}, "setting_ignored": {"warn"}}
+var chosen = map[string][]string{"request": {"warn", "error"}, "setting_doubtful": {"warn"}}
 
 func TestALogLineWithoutANameIsFound(t *testing.T) {
 	t.Parallel()

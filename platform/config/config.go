@@ -195,12 +195,13 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 	if l.schema.sources != nil {
 		filled.FieldByIndex(l.schema.sources).Set(reflect.ValueOf(sources))
 	}
-	overridden(filled.Addr(), func(path, by string) {
+	remark := func(path, text string) {
 		if source := sources[path]; source != sourceDefault && source != "" {
-			text := "has no effect: " + by + " overrides it"
 			l.remarks = append(l.remarks, Remark{Name: path, Source: source, Text: text, Likely: true})
 		}
-	})
+	}
+	overridden(filled.Addr(), func(path, by string) { remark(path, "has no effect: "+by+" overrides it") })
+	doubted(filled.Addr(), remark)
 	if !l.broken {
 		validate(filled.Addr(), func(path, problem string) {
 			if !faulty[path] {

@@ -14,8 +14,8 @@ type Remark struct {
 	Name   string `json:"name"`   // of the variable, or the path of the setting
 	Source string `json:"source"` // "environment", ".env", or where the setting's value comes from
 	Text   string `json:"text"`   // continues the name
-	// Likely tells a typing error, or a setting without effect, from a variable that may belong
-	// to another program.
+	// Likely tells what is probably a mistake in our settings from a variable that may belong to another
+	// program.
 	Likely bool `json:"likely"`
 }
 
@@ -29,6 +29,15 @@ func overridden(ptr reflect.Value, report func(path, by string)) {
 		Overridden(report func(path, by string))
 	}
 	each(ptr, "", report, overrider.Overridden)
+}
+
+// doubted calls Doubted on the same structs. There a struct reports settings that have an effect, but probably not
+// the one that was meant. text continues the path.
+func doubted(ptr reflect.Value, report func(path, text string)) {
+	type doubter interface {
+		Doubted(report func(path, text string))
+	}
+	each(ptr, "", report, doubter.Doubted)
 }
 
 // remarkStrangers finds variables that begin like a setting and are not one. Without it, a typing

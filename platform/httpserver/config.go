@@ -84,6 +84,18 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 }
 
+// Doubted reports networks of proxies that are wider than any private one, 10.0.0.0/8 or fc00::/7: clients are in them.
+func (c Config) Doubted(report func(path, text string)) {
+	for _, proxy := range c.TrustedProxies {
+		network, err := parseNetwork(proxy)
+		if err == nil && network.Bits() < 8 && network != netip.MustParsePrefix("fc00::/7") {
+			report("app.trusted_proxies", "trusts "+proxy+", so that clients are taken for proxies: they write the "+
+				"address that they count as into X-Forwarded-For themselves, and no limit by address holds; name the "+
+				"addresses of the proxies alone")
+		}
+	}
+}
+
 // CheckFiles reports a certificate that the listener could not use.
 func (c Config) CheckFiles(report func(path, problem string)) {
 	if c.TLS.CertFile == "" {

@@ -701,6 +701,16 @@ func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
 			t.Errorf("proxy %q: %q", proxy, got)
 		}
 	}
+	for proxy, told := range map[string]bool{
+		"0.0.0.0/0": true, "::/0": true, "::ffff:0:0/96": true, "128.0.0.0/1": true, "2000::/3": true, "fe00::/7": true,
+		"10.0.0.0/8": false, "fc00::/7": false, "192.0.2.1": false, "2001:db8::/32": false, "proxy/0": false,
+	} {
+		got := ""
+		httpserver.Config{TrustedProxies: []string{proxy}}.Doubted(func(_, text string) { got = text })
+		if (got != "") != told || told && !strings.Contains(got, proxy) {
+			t.Errorf("proxy %q: told %q", proxy, got)
+		}
+	}
 	if got := problems(httpserver.Config{TLS: httpserver.TLSConfig{CertFile: "/nowhere"}}); len(got) != 2 {
 		t.Errorf("TLS: %q", got)
 	}

@@ -65,6 +65,17 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 }
 
+// Doubted reports a scheme that servers mostly do not speak on the port.
+func (c Config) Doubted(report func(path, text string)) {
+	switch s, err := parseServer(c.URL); {
+	case err != nil:
+	case !s.implicit && s.port == "465":
+		report("mail.url", "begins with smtp:// and has port 465, where servers mostly begin with TLS: write smtps://")
+	case s.implicit && s.port == "587":
+		report("mail.url", "begins with smtps:// and has port 587, where servers mostly have STARTTLS: write smtp://")
+	}
+}
+
 // CheckFiles reports templates and authorities that mails could not be made or sent with.
 func (c Config) CheckFiles(report func(path, problem string)) {
 	if _, err := LoadTemplates(c.TemplatesDir, "authctl"); err != nil {

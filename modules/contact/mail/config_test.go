@@ -74,3 +74,18 @@ func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestASchemeThatDoesNotFitItsPortIsToldOf(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"smtp://mail:465": "write smtps://", "smtps://mail:587": "write smtp://",
+		"smtp://u:s3cret@mail:465": "write smtps://",
+		"":                         "", "smtp://mail": "", "smtps://mail": "", "smtp://mail:25": "", "smtps://mail:2465": "", "nonsense": "",
+	} {
+		got := ""
+		Config{URL: config.Secret(text)}.Doubted(func(_, text string) { got = text })
+		if (got != "") != (want != "") || !strings.Contains(got, want) || strings.Contains(got, "s3cret") {
+			t.Errorf("%s: told %q, want %q", text, got, want)
+		}
+	}
+}
