@@ -31,6 +31,9 @@ const clientSecretEnv = "AUTHCTL_CLIENT_SECRET"
 // fetchTimeout bounds everything that is fetched.
 const fetchTimeout = 30 * time.Second
 
+// oldKnowledge is much older than what the feed tells: a page of a snapshot is at most ten seconds old.
+const oldKnowledge = time.Minute
+
 // authorizationServer is what a verifier needs of RFC 8414.
 type authorizationServer struct {
 	Issuer  string `json:"issuer"`
@@ -163,6 +166,10 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 				over = "session revoked, with others of the account"
 			}
 			known := ", as a verifier knows at " + page.AsOf.UTC().Format(time.RFC3339)
+			if off := time.Since(page.AsOf).Abs().Round(time.Second); off > oldKnowledge {
+				known += fmt.Sprintf(", %v off the clock here: one of the two clocks is wrong, or something in "+
+					"between keeps old answers", off)
+			}
 			if over != "" {
 				report.Valid, report.Verdict = false, over+known
 			} else {

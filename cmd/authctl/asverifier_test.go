@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/toppira/authctl/modules/auth"
 )
@@ -95,6 +96,21 @@ func TestAnAnswerThatTellsNothingIsNone(t *testing.T) {
 			t.Errorf("%s: %v, %s", text, err, report.Verdict)
 		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
 			t.Errorf("%s: %v; want %s", text, err, want)
+		}
+	}
+}
+
+// What is known may be old although the answer is new.
+func TestWhatIsKnownOfAnotherTimeIsToldOf(t *testing.T) {
+	t.Parallel()
+	for off, want := range map[time.Duration]bool{0: false, -time.Hour: true, time.Hour: true} {
+		text := `{"cursor":"a","as_of":"` + time.Now().Add(off).Format(time.RFC3339Nano) + `","revocations":[]}`
+		report := auth.TokenReport{Valid: true, Verdict: "valid"}
+		if err := (asVerifier{client: "orders"}).apply(t.Context(), says(t, text), "secret", &report); err != nil {
+			t.Fatal(err)
+		}
+		if told := strings.Contains(report.Verdict, "1h0m0s off the clock here"); told != want || !report.Valid {
+			t.Errorf("%v: %s", off, report.Verdict)
 		}
 	}
 }
