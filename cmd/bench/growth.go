@@ -314,10 +314,13 @@ func (g *growth) load(ctx context.Context, s *side, a, has amounts) error {
 		{a.sessions > 0 && has.accounts == 0, func() error { return l.SessionsInDatabase(ctx, a.sessions) }},
 		{a.sessions == 0 && has.accounts == 0, func() error { return l.SessionsInDatabase(ctx, 0) }},
 		{s.redis == nil, func() (err error) {
-			if s.redis, err = startRedis("--appendonly", "no"); err != nil {
+			if s.redis, err = startRedis("--appendonly", "no", "--enable-debug-command", "local"); err != nil {
 				return err
 			}
-			return l.SessionsInRedis(ctx, s.redis.url, a.sessions)
+			if err := l.SessionsInRedis(ctx, s.redis.url, a.sessions); err != nil {
+				return err
+			}
+			return s.redis.settle(ctx)
 		}},
 		{true, func() error {
 			return outboxbench.Fill(ctx, s.db, outboxbench.Backlog{Events: a.events, Keys: a.accounts,
