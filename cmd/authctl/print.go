@@ -351,7 +351,23 @@ func terminalWidth(w any) int {
 
 // newProgress is a bar on a terminal, and nothing elsewhere. Errors of drawing it do not matter.
 func newProgress(w io.Writer, total int64, what string, options ...progressbar.Option) *progressbar.ProgressBar {
-	return progressbar.NewOptions64(total, append([]progressbar.Option{progressbar.OptionSetWriter(w),
+	return progressbar.NewOptions64(total, append([]progressbar.Option{progressbar.OptionSetWriter(oneLine{w}),
 		progressbar.OptionSetVisibility(isTerminal(w)), progressbar.OptionSetDescription(what),
-		progressbar.OptionThrottle(100 * time.Millisecond), progressbar.OptionClearOnFinish()}, options...)...)
+		progressbar.OptionSetWidth(10), progressbar.OptionThrottle(100 * time.Millisecond),
+		progressbar.OptionClearOnFinish()}, options...)...)
+}
+
+// oneLine cuts what is drawn to the width of the terminal. What goes on in the next line cannot be drawn over.
+type oneLine struct{ terminal io.Writer }
+
+func (o oneLine) Write(p []byte) (int, error) {
+	lines := strings.Split(string(p), "\r")
+	if limit := terminalWidth(o.terminal); limit > 0 {
+		for i, line := range lines {
+			runes := []rune(line) // of one column each
+			lines[i] = string(runes[:min(len(runes), limit)])
+		}
+	}
+	_, err := io.WriteString(o.terminal, strings.Join(lines, "\r"))
+	return len(p), err
 }

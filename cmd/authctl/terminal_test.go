@@ -15,17 +15,18 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/schollz/progressbar/v3"
 	"golang.org/x/sys/unix"
 )
 
-// onTerminal runs a command line on a terminal of so many columns and returns what is on the screen.
-func onTerminal(t *testing.T, columns uint16, line ...string) string {
+// terminal opens a terminal of so many columns. close returns what was written to it.
+func terminal(t *testing.T, columns uint16) (tty *os.File, close func() string) {
 	t.Helper()
 	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer screen.Close()
+	t.Cleanup(func() { _ = screen.Close() })
 	fd := int(screen.Fd())
 	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	if err == nil {
@@ -37,7 +38,7 @@ func onTerminal(t *testing.T, columns uint16, line ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,10 +47,19 @@ func onTerminal(t *testing.T, columns uint16, line ...string) string {
 		text, _ := io.ReadAll(screen) // ends with an error when the other side is closed
 		seen <- string(text)
 	}()
+	return tty, func() string {
+		_ = tty.Close()
+		return strings.ReplaceAll(<-seen, "\r\n", "\n")
+	}
+}
+
+// onTerminal runs a command line on a terminal of so many columns and returns what is on the screen.
+func onTerminal(t *testing.T, columns uint16, line ...string) string {
+	t.Helper()
+	tty, end := terminal(t, columns)
 	var stderr bytes.Buffer
 	code := run(t.Context(), line, strings.NewReader(""), tty, &stderr)
-	_ = tty.Close()
-	text := strings.ReplaceAll(<-seen, "\r\n", "\n")
+	text := end()
 	if code != exitDone {
 		t.Errorf("%q ends with %d: %s", line, code, &stderr)
 	}
@@ -103,6 +113,29 @@ func TestNoLineWrapsOnATerminal(t *testing.T) {
 			if (line[0] == "user" || line[0] == "session") && (len(uuid.FindAllString(screen, -1)) != 1 ||
 				!strings.Contains(screen, "alice-with-a-long-name@mail.example.com")) {
 				t.Errorf("%q: an id or a name is not whole: %s", line, screen)
+			}
+		}
+	}
+}
+
+// A bar that goes on in the next line could not be drawn over: each step would be another line.
+func TestAProgressBarStaysInItsLine(t *testing.T) {
+	t.Parallel()
+	for _, columns := range []uint16{20, 40, 80, 200} {
+		for _, total := range []int64{1e6, -1} { // the size of a pipe is not known
+			tty, end := terminal(t, columns)
+			bar := newProgress(tty, total, "1234567 imported, 1234567 there, 1234567 refused",
+				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetSpinnerChangeInterval(0))
+			_ = bar.Set(12)
+			_ = bar.Finish()
+			drawn := end()
+			if !strings.Contains(drawn, "\r") || strings.Contains(drawn, "\n") {
+				t.Errorf("on %d columns: %q", columns, drawn)
+			}
+			for line := range strings.SplitSeq(drawn, "\r") {
+				if width(line) > int(columns) {
+					t.Errorf("%d columns on a terminal of %d: %q", width(line), columns, line)
+				}
 			}
 		}
 	}

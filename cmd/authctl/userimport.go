@@ -203,7 +203,7 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 	defer in.Close()
 
 	stderr := cmd.ErrOrStderr()
-	bar := newProgress(stderr, size, "importing", progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(24),
+	bar := newProgress(stderr, size, "importing", progressbar.OptionShowBytes(true),
 		progressbar.OptionSetSpinnerChangeInterval(0)) // it moves with the input, not with time
 	refused, closeErrors, err := o.reportRefused(stderr, bar, path)
 	if err != nil {
