@@ -6,14 +6,16 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 )
 
-// docLink is a link of a comment to a name of its own package, as go doc and editors follow it.
-var docLink = regexp.MustCompile(`(?:^|[\s(])\[([A-Z]\w*(?:\.\w+)?)\](?:[\s.,:;)']|$)`)
+// docLink is a link of a comment to a name, as go doc and editors follow it. That of another package begins with the
+// package's.
+var docLink = regexp.MustCompile(`(?:^|[\s(])\[\*?([a-z]\w*\.)?([A-Z]\w*(?:\.\w+)?)\](?:[\s.,:;)']|$)`)
 
 func TestLinksInCommentsNameWhatIsThere(t *testing.T) {
 	t.Parallel()
@@ -35,15 +37,24 @@ func TestLinksInCommentsNameWhatIsThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	named := map[string]map[string]bool{} // by the name of the package and a dot
 	for _, files := range packages {
-		for _, problem := range deadLinks(fset, files) {
+		name := files[0].Name.Name + "."
+		if named[name] == nil {
+			named[name] = map[string]bool{}
+		}
+		maps.Copy(named[name], namesOf(files))
+	}
+	delete(named, "redis.") // in comments it is the library
+	for _, files := range packages {
+		for _, problem := range deadLinks(fset, files, named) {
 			t.Error(strings.TrimPrefix(filepath.ToSlash(problem), "../../"))
 		}
 	}
 }
 
-// deadLinks lists the links in comments of a package to names that it does not have.
-func deadLinks(fset *token.FileSet, files []*ast.File) (problems []string) {
+// namesOf are what the files of a package declare, and members of its types.
+func namesOf(files []*ast.File) map[string]bool {
 	names := map[string]bool{}
 	for _, file := range files {
 		for _, decl := range file.Decls {
@@ -71,13 +82,23 @@ func deadLinks(fset *token.FileSet, files []*ast.File) (problems []string) {
 			}
 		}
 	}
+	return names
+}
+
+// deadLinks lists the links in comments of a package to names that neither it has nor the other package of ours.
+func deadLinks(fset *token.FileSet, files []*ast.File, named map[string]map[string]bool) (problems []string) {
+	own := namesOf(files)
 	for _, file := range files {
 		for _, group := range file.Comments {
 			for _, line := range group.List {
 				for _, link := range docLink.FindAllStringSubmatch(line.Text, -1) {
-					if !names[link[1]] {
-						problems = append(problems, fmt.Sprintf("%s: [%s] is nothing of this package: correct the name, "+
-							"or write [package.Name]", fset.Position(line.Pos()), link[1]))
+					names := own
+					if link[1] != "" {
+						names = named[link[1]]
+					}
+					if names != nil && !names[link[2]] {
+						problems = append(problems, fmt.Sprintf("%s: [%s%s] is nothing of its package: correct the name, "+
+							"or write [package.Name]", fset.Position(line.Pos()), link[1], link[2]))
 					}
 				}
 			}
@@ -129,6 +150,7 @@ func TestADeadLinkIsFound(t *testing.T) {
 	t.Parallel()
 	fset := token.NewFileSet()
 	file, err := parser.ParseFile(fset, "a.go", `// Package a has [There], [There.Do], ([There.Field]) and [gone.Away].
+// It uses [b.This], [*b.This] and [b.That].
 package a
 
 // There is not [Here], and [There.None] neither.
@@ -140,9 +162,10 @@ func (t *There) Do() {}
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := strings.Join(deadLinks(fset, []*ast.File{file}), "\n")
-	if strings.Count(found, "\n") != 2 || !strings.Contains(found, "[Here]") || !strings.Contains(found, "[There.None]") ||
-		!strings.Contains(found, "a.go:5") {
+	other := map[string]map[string]bool{"b.": {"This": true}}
+	found := strings.Join(deadLinks(fset, []*ast.File{file}, other), "\n")
+	if strings.Count(found, "\n") != 3 || !strings.Contains(found, "[b.That]") || !strings.Contains(found, "[Here]") ||
+		!strings.Contains(found, "[There.None]") || !strings.Contains(found, "a.go:6") {
 		t.Errorf("found:\n%s", found)
 	}
 }
