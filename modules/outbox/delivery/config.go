@@ -26,7 +26,6 @@ const (
 	shortestLull = 5 * time.Millisecond
 	longestLull  = 100 * time.Millisecond
 
-	gaugeEvery = 5 * time.Second
 	sweepEvery = time.Minute
 	voidEvery  = time.Minute
 

@@ -176,14 +176,17 @@ func (d *Deliverer) spread(ctx context.Context) {
 	}
 }
 
-// gauge updates the metrics of waiting events. The longer a count takes, the less often it counts.
+// gauge updates the metrics of waiting events. While the database does not answer there are none, since others may
+// have changed what an old value says.
 func (d *Deliverer) gauge(ctx context.Context) {
 	for {
 		start := d.now()
-		if list, err := outbox.Deliveries(ctx, d.db); err == nil {
-			d.met.show(list)
+		list, err := outbox.Deliveries(ctx, d.db)
+		if ctx.Err() != nil {
+			return
 		}
-		if !retry.Sleep(ctx, max(gaugeEvery, 50*d.now().Sub(start))) {
+		d.met.show(list)
+		if !retry.Sleep(ctx, schema.CountAgain(d.now().Sub(start), err)) {
 			return
 		}
 	}

@@ -1,11 +1,13 @@
 package delivery
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // A target wants none of a thousand events a second. The deliverer looks ten times a second, and at
@@ -154,4 +157,36 @@ func TestAFormerOwnerFreesNoKeys(t *testing.T) {
 			t.Errorf("the event is held, and these keys are due: %+v, %v", due, err)
 		}
 	})
+}
+
+// A deliverer that does not reach the database shows no old values. One of paused would hide that others are behind.
+func TestWhatCannotBeCountedIsNotShown(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	reg := prometheus.NewRegistry()
+	d, err := New(db, nil, Config{}, Options{Registry: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := func(want bool) {
+		t.Helper()
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { d.gauge(ctx); close(done) }()
+		testenv.Eventually(t, "the metrics", func() bool {
+			families, err := reg.Gather()
+			shown := false
+			for _, f := range families {
+				shown = shown || f.GetName() == "authctl_outbox_target_paused"
+			}
+			return err == nil && shown == want
+		})
+		stop()
+		<-done
+	}
+	counts(true)
+	if _, err := db.ExecContext(t.Context(), `ALTER TABLE outbox_delivery RENAME TO away`); err != nil {
+		t.Fatal(err)
+	}
+	counts(false)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -247,4 +248,33 @@ func TestBacklogShowsWhileTheTargetIsAwayFromTheStart(t *testing.T) {
 		}
 		stop()
 	})
+}
+
+// A relay that does not reach the database shows no old values: max() of all relays would go on with them.
+func TestWhatCannotBeCountedIsNotShown(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	reg := prometheus.NewRegistry()
+	r, err := New(db, &counting{partitions: 1}, Config{}, Options{Registry: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	outboxtest.AddKeys(t, db, "a")
+	count := func() (pending, oldestAge, parked float64) {
+		t.Helper()
+		ctx, stop := context.WithCancel(t.Context())
+		r.gauge(ctx, func(outbox.State) { stop() })
+		return outboxtest.Metric(t, reg, "authctl_outbox_pending"),
+			outboxtest.Metric(t, reg, "authctl_outbox_oldest_age_seconds"),
+			outboxtest.Metric(t, reg, "authctl_outbox_parked")
+	}
+	if pending, _, parked := count(); pending != 1 || parked != 0 {
+		t.Errorf("%v pending, %v parked", pending, parked)
+	}
+	if _, err := db.ExecContext(t.Context(), `ALTER TABLE outbox_pending RENAME TO away`); err != nil {
+		t.Fatal(err)
+	}
+	if pending, oldestAge, parked := count(); !math.IsNaN(pending) || !math.IsNaN(oldestAge) || !math.IsNaN(parked) {
+		t.Errorf("%v pending, the oldest for %v, %v parked", pending, oldestAge, parked)
+	}
 }

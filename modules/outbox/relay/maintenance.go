@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,7 +18,6 @@ const (
 	sweepEvery  = 30 * time.Second
 	watchEvery  = 30 * time.Second
 	retainEvery = 10 * time.Minute
-	gaugeEvery  = 5 * time.Second
 )
 
 // watchTarget ends the relay when the number of partitions changes, and when another target has
@@ -126,22 +126,24 @@ func (r *Relay) Observe(ctx context.Context) {
 	r.gauge(ctx, func(st outbox.State) { r.met.living.Set(float64(len(st.Relays))) })
 }
 
-// gauge keeps the metrics of the whole outbox up to date, and hands each state on. The longer it takes to
-// count a backlog, the less often it counts.
+// gauge keeps the metrics of the whole outbox up to date, and hands each state on. While the database does not
+// answer, they say that nothing is known: others may have changed it, and an old value would hide theirs.
 func (r *Relay) gauge(ctx context.Context, also func(outbox.State)) {
 	for {
 		start := r.now()
 		st, err := outbox.Status(ctx, r.db)
-		if err == nil {
-			r.met.pending.Set(float64(st.Pending))
-			r.met.oldestAge.Set(st.OldestAge.Seconds())
-			r.met.parked.Set(float64(st.ParkedKeys))
+		if ctx.Err() != nil {
+			return
 		}
-		if err != nil { // nothing is known
-			st = outbox.State{}
+		pending, oldestAge, parked := float64(st.Pending), st.OldestAge.Seconds(), float64(st.ParkedKeys)
+		if err != nil {
+			st, pending, oldestAge, parked = outbox.State{}, math.NaN(), math.NaN(), math.NaN()
 		}
+		r.met.pending.Set(pending)
+		r.met.oldestAge.Set(oldestAge)
+		r.met.parked.Set(parked)
 		also(st)
-		if !retry.Sleep(ctx, max(gaugeEvery, 50*r.now().Sub(start))) {
+		if !retry.Sleep(ctx, schema.CountAgain(r.now().Sub(start), err)) {
 			return
 		}
 	}

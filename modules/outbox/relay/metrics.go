@@ -26,7 +26,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	m := &metrics{
 		pending:   gauge("pending", "Events to be published, in the whole outbox."),
-		oldestAge: gauge("oldest_age_seconds", "Age of the oldest event to be published."),
+		oldestAge: gauge("oldest_age_seconds", "Age of the oldest event to be published, replays aside."),
 		parked:    gauge("parked", "Keys that are parked because one of their events was refused."),
 		owned:     gauge("shards_owned", "Shards whose leases this relay holds."),
 		living:    gauge("relays", "Relays that are alive, as far as this process can tell: 0 while it cannot."),

@@ -27,6 +27,9 @@ const (
 	// OutageHolds is how long a reported outage is believed unless the relay repeats it.
 	OutageHolds = 30 * time.Second
 
+	// countEvery is how often what waits is counted, where that is quick.
+	countEvery = 5 * time.Second
+
 	// Channel is the PostgreSQL notification channel. The payload is empty for new events, and the
 	// word lease for shards that have become free or changed.
 	Channel = "authctl_outbox"
@@ -98,6 +101,16 @@ func LastID(ctx context.Context, db *database.DB) (last int64, err error) {
 	}
 	err = db.QueryRowContext(ctx, query).Scan(&last)
 	return last, err
+}
+
+// CountAgain is how long to wait before counting again what waits: the longer the count took, the longer. How long
+// one took that failed says little: a server that is frozen or away took most of it.
+func CountAgain(took time.Duration, err error) time.Duration {
+	factor := time.Duration(50)
+	if err != nil {
+		factor = 2
+	}
+	return max(countEvery, factor*took)
 }
 
 // NotifyLeases tells relays, once the transaction commits, to look at the leases of shards.

@@ -2,8 +2,10 @@ package schema_test
 
 import (
 	"context"
+	"errors"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox"
@@ -111,4 +113,22 @@ func losesAProcess(t *testing.T, db *database.DB) {
 		after, err := server()
 		return err == nil && after != before
 	})
+}
+
+// A count that failed since the server was frozen for half a minute is not repeated half an hour later.
+func TestAFailedCountIsRepeatedSoon(t *testing.T) {
+	t.Parallel()
+	away := errors.New("away")
+	for _, c := range []struct {
+		took time.Duration
+		err  error
+		want time.Duration
+	}{
+		{0, nil, 5 * time.Second}, {10 * time.Second, nil, 500 * time.Second},
+		{0, away, 5 * time.Second}, {30 * time.Second, away, time.Minute},
+	} {
+		if got := schema.CountAgain(c.took, c.err); got != c.want {
+			t.Errorf("after %s and %v: %s, want %s", c.took, c.err, got, c.want)
+		}
+	}
 }
