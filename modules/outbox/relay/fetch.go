@@ -36,7 +36,7 @@ func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
 		batches, err := r.fetch(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
-			r.outages.database(err)
+			r.outages.database(fetchOutage, err)
 			wait = idlePoll
 		case len(batches) > 0:
 			wait = busyPoll
@@ -126,13 +126,13 @@ func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 		}
 		moved, err := r.store.setAside(ctx, q.shard, ownership{server, r.id, q.epoch}, q.aside)
 		if err != nil {
-			r.outages.database(err)
-			break
+			return batches, err
 		}
 		if moved > 0 {
 			poke(r.poked) // there may be more events after them
 		}
 	}
+	r.outages.resolved(fetchOutage)
 	return batches, nil
 }
 

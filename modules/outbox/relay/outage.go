@@ -23,8 +23,9 @@ func transient(kind string) bool { return !outbox.Outage{Kind: kind}.NeedsPerson
 
 // Outages that are of no partition. Partitions have numbers from 0 on.
 const (
-	databaseOutage = -1
+	databaseOutage = -1 // leases cannot be renewed
 	targetOutage   = -2 // the target has not been reached yet
+	fetchOutage    = -3 // events cannot be read, although leases can be renewed: rights may be missing for one of them
 )
 
 // outages logs an outage once, then once a minute while it lasts, and once when it is resolved,
@@ -81,8 +82,8 @@ func (o *outages) begin(partition int, kind string, err error) {
 
 func (o *outages) duration() time.Duration { return o.now().Sub(o.since).Round(time.Millisecond) }
 
-// database counts and logs an error of the database, which affects all partitions.
-func (o *outages) database(err error) {
+// database counts and logs an error of the database that affects one partition, or all.
+func (o *outages) database(where int, err error) {
 	kind := "database"
 	if database.IsForbidden(err) {
 		kind, err = "rights",
@@ -90,7 +91,7 @@ func (o *outages) database(err error) {
 				"migration; where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
 	}
 	o.count(kind)
-	o.begin(databaseOutage, kind, err)
+	o.begin(where, kind, err)
 }
 
 // target counts and logs an error of the sink that affects one partition.
@@ -122,12 +123,14 @@ func (o *outages) resolved(partition int) {
 }
 
 // keep drops the outages of partitions that this relay no longer owns: their new owner reports
-// them.
+// them. Without any it fetches nothing.
 func (o *outages) keep(owned map[int]bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	had := len(o.where)
-	maps.DeleteFunc(o.where, func(partition int, _ outage) bool { return partition >= 0 && !owned[partition] })
+	maps.DeleteFunc(o.where, func(partition int, _ outage) bool {
+		return partition >= 0 && !owned[partition] || partition == fetchOutage && len(owned) == 0
+	})
 	if had > 0 && len(o.where) == 0 && len(o.logged) > 0 {
 		o.log.Info("relay_outage_left_to_others", zap.Duration("lasted", o.duration()))
 	}

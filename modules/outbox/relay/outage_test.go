@@ -332,3 +332,45 @@ func TestAnOutageIsNotReportedForEveryAttempt(t *testing.T) {
 		t.Errorf("reported %d times, want 1 to %d", n, most)
 	}
 }
+
+// A role may lack a right for one thing alone, as after a migration. That leases are renewed does not end the outage.
+func TestAnOutageOfOneStatementLasts(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ refuse, allow string }{
+		"fetch": {`ALTER TABLE outbox_pending RENAME TO away`, `ALTER TABLE away RENAME TO outbox_pending`},
+		"acknowledge": {`CREATE TRIGGER refuse BEFORE DELETE ON outbox_pending BEGIN SELECT raise(ABORT, 'no'); END`,
+			`DROP TRIGGER refuse`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := dbtest.SQLite(t)
+			core, logs := observer.New(zap.InfoLevel)
+			s := &counting{partitions: 1, seen: make(chan Record, 100)}
+			r, err := New(db, s, Config{Lease: time.Second}, Options{Log: zap.New(core)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer start(t, r)()
+			outboxtest.AddKeys(t, db, "a")
+			s.wait(t, 1)
+			logged := func(want string) {
+				t.Helper()
+				testenv.Eventually(t, want, func() bool {
+					return want == fmt.Sprint(logs.FilterMessage("relay_database_away").Len(),
+						logs.FilterMessage("relay_outage_ended").Len())
+				})
+			}
+			if _, err := db.ExecContext(t.Context(), c.refuse); err != nil {
+				t.Fatal(err)
+			}
+			if name == "acknowledge" {
+				outboxtest.AddKeys(t, db, "b")
+			}
+			logged("1 0")
+			if _, err := db.ExecContext(t.Context(), c.allow); err != nil {
+				t.Fatal(err)
+			}
+			logged("1 1")
+		})
+	}
+}

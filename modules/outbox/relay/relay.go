@@ -273,7 +273,7 @@ func (r *Relay) open(ctx context.Context) error {
 			r.outages.target(targetOutage, err)
 			r.outages.resolved(databaseOutage)
 		} else {
-			r.outages.database(err)
+			r.outages.database(databaseOutage, err)
 		}
 		if !retry.Sleep(ctx, wait) {
 			return ctx.Err()
@@ -392,7 +392,7 @@ func (r *Relay) keepLeases(ctx context.Context, fail func(error)) {
 			fail(err)
 			return
 		} else if ctx.Err() == nil {
-			r.outages.database(err)
+			r.outages.database(databaseOutage, err)
 			if !retry.Sleep(ctx, 100*time.Millisecond) {
 				return
 			}

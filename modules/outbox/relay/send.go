@@ -141,6 +141,7 @@ func (r *Relay) pauseRefused(stopping context.Context, id int64) bool {
 func (r *Relay) park(ctx context.Context, b *batch, rec Record, cause error) bool {
 	i := slices.IndexFunc(b.requests, func(q *fetchRequest) bool { return q.id == rec.shard })
 	sh := b.requests[i].shard
+	defer r.outages.resolved(b.Partition)
 	for {
 		r.mu.Lock()
 		epoch := sh.epoch
@@ -164,7 +165,7 @@ func (r *Relay) park(ctx context.Context, b *batch, rec Record, cause error) boo
 					"decide with: authctl outbox parked"))
 			return true
 		}
-		r.outages.database(err)
+		r.outages.database(b.Partition, err)
 		if b.lost() || !retry.Sleep(ctx, idlePoll) {
 			return false
 		}
@@ -201,6 +202,7 @@ type ack struct {
 
 // markPublished deletes the pending rows of a published batch.
 func (r *Relay) markPublished(ctx context.Context, stopping context.Context, whole *batch, b *Batch) bool {
+	defer r.outages.resolved(b.Partition) // who publishes them again meets it again
 	for {
 		a := &ack{server: whole.server, records: b.Records, done: make(chan error, 1)}
 		r.mu.Lock()
@@ -212,7 +214,7 @@ func (r *Relay) markPublished(ctx context.Context, stopping context.Context, who
 			if err == nil {
 				return true
 			}
-			r.outages.database(err)
+			r.outages.database(b.Partition, err)
 		case <-ctx.Done():
 			return false
 		}
