@@ -57,9 +57,16 @@ type Deliverer struct {
 	running sync.WaitGroup  // the workers
 	stop    context.Context // of Run: no attempt begins after it ends
 	abandon context.Context // no attempt goes on after it ends
-	failing time.Time       // since when the database cannot be used; zero: it can
-	lacks   bool            // because the role lacks rights
-	told    bool            // that was logged
+	told    bool            // an outage of the database was logged
+
+	// failing is since when, and why, workers cannot use the database; nil: since when leases cannot be renewed. Rights
+	// may be missing for one of them alone.
+	failing map[*worker]failure
+}
+
+type failure struct {
+	since time.Time
+	err   error
 }
 
 // Options are what a [Deliverer] needs besides its settings.
@@ -82,7 +89,7 @@ func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deli
 		db: db, sinks: sinks, cfg: cfg.withDefaults(), log: opt.Log, now: opt.Now, waker: opt.Waker,
 		tracer: opt.Tracer, id: id.String(), name: opt.Name, kinds: slices.Sorted(maps.Keys(sinks)),
 		poked: make(chan struct{}, 1), leases: make(chan struct{}, 1),
-		seen: schema.Sightings{}, made: map[int]bool{}, workers: map[int]*worker{},
+		seen: schema.Sightings{}, made: map[int]bool{}, workers: map[int]*worker{}, failing: map[*worker]failure{},
 	}
 	d.log = cmp.Or(d.log, zap.NewNop())
 	if d.now == nil {
@@ -104,10 +111,18 @@ func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deli
 func (d *Deliverer) outage(lacksRights bool) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.failing.IsZero() || d.lacks != lacksRights {
-		return 0
+	lasted, _ := d.lasted(lacksRights)
+	return lasted
+}
+
+// lasted is outage, with the error of what has failed longest. The caller holds mu.
+func (d *Deliverer) lasted(lacksRights bool) (longest time.Duration, cause error) {
+	for _, f := range d.failing {
+		if lasted := d.now().Sub(f.since); database.IsForbidden(f.err) == lacksRights && lasted >= longest {
+			longest, cause = lasted, f.err
+		}
 	}
-	return d.now().Sub(d.failing)
+	return longest, cause
 }
 
 // Run delivers until ctx ends. Then it sends nothing more, hands over the places without attempts under way,
@@ -201,18 +216,20 @@ func (d *Deliverer) sweep(ctx context.Context) {
 	}
 }
 
-// failed logs an error of the database once until the database works again. Errors that may pass within a
-// second are not logged.
-func (d *Deliverer) failed(err error) {
+// failed logs an error of the database, which a worker has met, or who renews the leases, once until the database
+// works again for all. Errors that may pass within a second are not logged.
+func (d *Deliverer) failed(who *worker, err error) {
 	if database.IsForbidden(err) {
 		err = lacksRights(err)
 	}
 	d.mu.Lock()
-	if d.failing.IsZero() {
-		d.failing = d.now()
+	f, again := d.failing[who]
+	if !again {
+		f.since = d.now()
 	}
-	d.lacks = database.IsForbidden(err)
-	first := !d.told && (database.IsForbidden(err) || d.now().Sub(d.failing) >= time.Second)
+	f.err = err
+	d.failing[who] = f
+	first := !d.told && (database.IsForbidden(err) || d.now().Sub(f.since) >= time.Second)
 	d.told = d.told || first
 	d.mu.Unlock()
 	if !first {
@@ -227,20 +244,20 @@ func (d *Deliverer) failed(err error) {
 
 // tellOutage writes to the database, for authctl outbox status and doctor, that this deliverer lacks
 // rights there. An outage of the database itself cannot be written to it.
-func (d *Deliverer) tellOutage(ctx context.Context, cause error) {
+func (d *Deliverer) tellOutage(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Lease/2)
 	defer cancel()
+	d.mu.Lock()
+	lasted, cause := d.lasted(true)
+	d.mu.Unlock()
 	switch {
 	case cause == nil && !d.reported.IsZero():
 		if outbox.EndOutage(ctx, d.db, d.id) == nil {
 			d.reported = time.Time{}
 		}
-	case database.IsForbidden(cause) && d.now().Sub(d.reported) >= repeatReport:
-		d.mu.Lock()
-		lasted := d.now().Sub(d.failing)
-		d.mu.Unlock()
+	case cause != nil && d.now().Sub(d.reported) >= repeatReport:
 		err := outbox.ReportOutage(ctx, d.db, d.id, outbox.Outage{
-			Target: outbox.DeliveryTargets, Relay: d.name, Kind: "rights", Error: outbox.ErrorText(lacksRights(cause)),
+			Target: outbox.DeliveryTargets, Relay: d.name, Kind: "rights", Error: outbox.ErrorText(cause),
 		}, lasted, schema.OutageHolds)
 		if err == nil {
 			d.reported = d.now()
@@ -254,12 +271,15 @@ func lacksRights(err error) error {
 		"migration: %w", err)
 }
 
-func (d *Deliverer) worked() {
+// worked says that a worker, or who renews the leases, meets no error, or has ended.
+func (d *Deliverer) worked(who *worker) {
 	d.mu.Lock()
-	told, lasted := d.told, d.now().Sub(d.failing).Round(time.Millisecond)
-	d.failing, d.told = time.Time{}, false
+	lasted := d.now().Sub(d.failing[who].since).Round(time.Millisecond)
+	delete(d.failing, who)
+	ended := d.told && len(d.failing) == 0
+	d.told = d.told && !ended
 	d.mu.Unlock()
-	if told {
+	if ended {
 		d.log.Info("deliverer_outage_ended", zap.Duration("lasted", lasted))
 	}
 }

@@ -767,3 +767,24 @@ func TestDeliverersShareTheWork(t *testing.T) {
 		t.Errorf("the remaining one delivered %d, want %d", n, b+100)
 	}
 }
+
+// A role may lack a right for one thing alone, as after a migration. That leases are renewed does not end the outage.
+func TestAnOutageOfOneStatementLasts(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	core, logs := observer.New(zap.InfoLevel)
+	start(t, db, newReceivers(), delivery.Config{Lease: time.Second},
+		func(o *delivery.Options) { o.Log = zap.New(core) })
+	logged := func(change, want string) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, want, func() bool {
+			return want == fmt.Sprint(logs.FilterMessage("deliverer_database_away").Len(),
+				logs.FilterMessage("deliverer_outage_ended").Len())
+		})
+	}
+	logged(`ALTER TABLE outbox_held_key RENAME TO away`, "1 0")
+	logged(`ALTER TABLE away RENAME TO outbox_held_key`, "1 1")
+}

@@ -70,23 +70,23 @@ func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 	} {
 		core, logs := observer.New(zap.InfoLevel)
 		now := time.Unix(1000, 0)
-		d := &Deliverer{log: zap.New(core), now: func() time.Time { return now }}
-		d.failed(errors.New("a connection that was idle"))
-		d.worked()
-		d.failed(test.err)
+		d := &Deliverer{log: zap.New(core), now: func() time.Time { return now }, failing: map[*worker]failure{}}
+		d.failed(nil, errors.New("a connection that was idle"))
+		d.worked(nil)
+		d.failed(nil, test.err)
 		now = now.Add(test.wait)
-		d.failed(test.err)
-		d.failed(test.err)
+		d.failed(nil, test.err)
+		d.failed(nil, test.err)
 		now = now.Add(time.Minute)
 		rights := name == "deliverer_stalled"
 		if d.outage(rights) != test.wait+time.Minute || d.outage(!rights) != 0 {
 			t.Errorf("%s: the metric says %v, and %v of the other kind", name, d.outage(rights), d.outage(!rights))
 		}
-		d.worked()
+		d.worked(nil)
 		if d.outage(rights) != 0 {
 			t.Errorf("%s: the metric does not end", name)
 		}
-		d.worked()
+		d.worked(nil)
 		lines := logs.All()
 		if len(lines) != 2 || lines[0].Message != name || lines[1].Message != "deliverer_outage_ended" {
 			t.Fatalf("%s: %v", name, lines)

@@ -35,12 +35,12 @@ func (d *Deliverer) keepLeases(ctx context.Context) {
 		wait := d.cfg.Lease / 3
 		err := d.tick(ctx)
 		if err == nil {
-			d.worked()
+			d.worked(nil)
 		} else if ctx.Err() == nil {
-			d.failed(err)
+			d.failed(nil, err)
 			wait = 100 * time.Millisecond
 		}
-		d.tellOutage(ctx, err)
+		d.tellOutage(ctx)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():

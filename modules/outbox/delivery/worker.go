@@ -147,6 +147,7 @@ func (w *worker) assigned() (held map[int]*lease, s outbox.Subscription, limit i
 }
 
 func (w *worker) run() {
+	defer w.d.worked(w)
 	for wait := busyPoll; ; {
 		busy := w.once()
 		if w.ended.Err() != nil && len(w.flying) == 0 {
@@ -196,7 +197,7 @@ func (w *worker) once() (busy bool) {
 		busy = true
 		if err := w.save(); err != nil {
 			if w.d.abandon.Err() == nil {
-				w.d.failed(err)
+				w.d.failed(w, err)
 			}
 			if errors.Is(err, errOtherServer) || w.d.abandon.Err() != nil || w.lateToSave() {
 				w.forget()
@@ -209,9 +210,13 @@ func (w *worker) once() (busy bool) {
 	if w.ended.Err() != nil || !w.d.until.HoldsAt(w.d.now()) {
 		return busy
 	}
-	if err := w.begin(&busy); err != nil && w.ended.Err() == nil {
-		w.d.failed(err)
+	err := w.begin(&busy)
+	if err != nil && w.ended.Err() == nil {
+		w.d.failed(w, err)
 		retry.Sleep(w.ended, 100*time.Millisecond)
+	}
+	if err == nil {
+		w.d.worked(w)
 	}
 	return busy
 }
