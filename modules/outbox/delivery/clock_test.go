@@ -115,7 +115,7 @@ func triedAcross(t *testing.T, db *database.DB, set func(offset *atomic.Int64), 
 		}
 		return s.tried("hook", "a") > tried+8
 	})
-	list, err := outbox.HeldKeys(t.Context(), db, outbox.Subscription{ID: state(t, db, "hook").ID}, true)
+	list, err := outbox.HeldKeys(t.Context(), db, state(t, db, "hook").Subscription, true)
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%+v, %v", list, err)
 	}
@@ -220,7 +220,7 @@ func TestAnAttemptFromBeforeAResumptionParksNothing(t *testing.T) {
 		close(resumed)
 		tried := s.tried("hook", "a")
 		testenv.Eventually(t, "it is tried again", func() bool { return s.tried("hook", "a") > tried })
-		list, err := outbox.HeldKeys(t.Context(), db, outbox.Subscription{ID: state(t, db, "hook").ID}, true)
+		list, err := outbox.HeldKeys(t.Context(), db, state(t, db, "hook").Subscription, true)
 		if err != nil || len(list) != 1 || list[0].Attempts >= s.tried("hook", "a") {
 			t.Errorf("%d attempts count of %d, %+v, %v", list[0].Attempts, s.tried("hook", "a"), list, err)
 		}
