@@ -31,17 +31,21 @@ func ForgetStart() {
 type mapping struct{ begin, end uintptr }
 
 // unchanged returns the mappings of a file that are all as in the file, and cannot be written to. A linker
-// or a debugger may have written to others, which would be lost. smaps is described in proc_pid_smaps(5).
+// or a debugger may have written to others, which would be lost, also where what they wrote has been swapped out.
+// smaps is described in proc_pid_smaps(5).
 func unchanged(smaps io.Reader, file string) (list []mapping) {
 	var m mapping
 	ours := false
 	for lines := bufio.NewScanner(smaps); lines.Scan(); {
 		var begin, end uintptr
-		var rights, amount string
+		var rights string
+		var changed int
 		if n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s", &begin, &end, &rights); n == 3 {
 			m = mapping{begin, end}
 			ours = strings.HasSuffix(lines.Text(), " "+file) && (rights == "r-xp" || rights == "r--p")
-		} else if n, _ := fmt.Sscanf(lines.Text(), "Anonymous: %s kB", &amount); n == 1 && ours && amount == "0" {
+		} else if n, _ := fmt.Sscanf(lines.Text(), "Anonymous: %d kB", &changed); n == 1 {
+			ours = ours && changed == 0
+		} else if n, _ := fmt.Sscanf(lines.Text(), "Swap: %d kB", &changed); n == 1 && ours && changed == 0 {
 			list = append(list, m)
 		}
 	}

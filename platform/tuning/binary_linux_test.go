@@ -12,20 +12,34 @@ func TestOnlyWhatIsAsInTheFileIsForgotten(t *testing.T) {
 Size:              23960 kB
 Rss:               15000 kB
 Anonymous:             0 kB
+Swap:                  0 kB
+SwapPss:               0 kB
 VmFlags: rd ex mr mw me
 01b66000-03e80000 r--p 01766000 fe:00 9994774                            /bin/authctl
 Rss:               22000 kB
 Anonymous:             0 kB
+Swap:                  0 kB
+SwapPss:               0 kB
 03e80000-04085000 rw-p 03a80000 fe:00 9994774                            /bin/authctl
 Anonymous:             0 kB
+Swap:                  0 kB
+SwapPss:               0 kB
 04085000-04095000 r--p 03c80000 fe:00 9994774                            /bin/authctl
 Anonymous:             4 kB
+Swap:                  0 kB
+04095000-040a5000 r--p 03c90000 fe:00 9994774                            /bin/authctl
+Anonymous:             0 kB
+Swap:                  4 kB
 c000000000-c000800000 rw-p 00000000 00:00 0                              [anon: Go: heap]
 Anonymous:          4096 kB
 7f0000000000-7f0000028000 r--p 00000000 fe:00 9971                       /usr/lib/libc.so.6
 Anonymous:             0 kB
+Swap:                  0 kB
+SwapPss:               0 kB
 7f0000030000-7f0000058000 r--p 00000000 fe:00 9972                       /usr/bin/authctl
 Anonymous:             0 kB
+Swap:                  0 kB
+SwapPss:               0 kB
 `
 	want := []mapping{{0x400000, 0x1b66000}, {0x1b66000, 0x3e80000}}
 	if got := unchanged(strings.NewReader(smaps), "/bin/authctl"); !slices.Equal(got, want) {
