@@ -153,8 +153,7 @@ func (t target) check(text string) error {
 	}
 	addresses := t.addresses()
 	for i, address := range addresses {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil || config.HostProblem(host) != "" || config.AddressProblem(address, false) != "" || port == "0" {
+		if config.AddressProblem(address, false) != "" {
 			return errors.New("does not name one host, and a port from 1 to 65535; characters such as / ? # % @ in a " +
 				"password are percent-encoded; more hosts follow as addr=HOST:PORT, one each")
 		}

@@ -102,8 +102,8 @@ func URLHostProblem(u *url.URL) string {
 }
 
 // AddressProblem is [HostProblem] for host and port together, as in localhost:9090 or
-// [::1]:9090. With anyHost the host may be empty, meaning every interface.
-func AddressProblem(text string, anyHost bool) string {
+// [::1]:9090. With toListen the host may be empty, meaning every interface, and the port 0, meaning any that is free.
+func AddressProblem(text string, toListen bool) string {
 	if strings.Contains(text, "://") {
 		return "must be host:port, without a scheme"
 	}
@@ -111,10 +111,11 @@ func AddressProblem(text string, anyHost bool) string {
 	if err != nil {
 		return "must be host:port; an IPv6 address goes in brackets, as in [::1]:9090"
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || port != strconv.FormatUint(n, 10) {
-		return "must end in a port from 0 to 65535"
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || port != strconv.FormatUint(n, 10) || n == 0 && !toListen {
+		return "must end in a port from 1 to 65535"
 	}
-	if host == "" && anyHost {
+	if host == "" && toListen {
 		return ""
 	}
 	return HostProblem(host)

@@ -94,8 +94,10 @@ func TestAnAddressIsAHostAndAPort(t *testing.T) {
 			t.Errorf("%q: %q, want something with %q", text, problem, want)
 		}
 	}
-	if AddressProblem(":9092", false) == "" {
-		t.Error("an address to dial without a host is accepted")
+	for _, text := range []string{":9092", "kafka:0"} {
+		if AddressProblem(text, false) == "" {
+			t.Errorf("%s is accepted as an address to dial", text)
+		}
 	}
 }
 

@@ -29,7 +29,7 @@ func TestTheServerIsReadFromItsURL(t *testing.T) {
 		"smtp://mail#x",
 		"smtp://u@mail", "smtp://u:@mail", "smtp://:s3cret@mail", "smtp://u:s3cret/x@mail", "smtp://u:s3cret#x@mail",
 		"smtp://u:s3cret?x@mail",
-		"smtp://u:s3c@ret@mail", "smtp://u:s3cret%zz@mail", "smtp://mail:70000", "smtp://mail?starttls=no",
+		"smtp://u:s3c@ret@mail", "smtp://u:s3cret%zz@mail", "smtp://mail:70000", "smtp://mail:0", "smtp://mail?starttls=no",
 		"smtp://localhost?starttls=required;", "smtp://mail?starttls=%zz", "smtp://mail?tls=off", "smtps://mail?starttls=optional",
 		"smtp://two hosts",
 	} {
