@@ -57,7 +57,7 @@ type ImportedUser struct {
 	Addresses []Address // of an export of our own, which has all of them; Address is then one of them
 }
 
-// Address is an address of an account.
+// Address is an address of an account: its Address, and whether it was Confirmed.
 type Address = userfile.Address
 
 // Use sets the hooks. Call it before anything else uses the service.

@@ -22,7 +22,8 @@ import (
 	"github.com/toppira/authctl/platform/retry"
 )
 
-// FirebaseHash is what Firebase says once for all users of a project.
+// FirebaseHash is what Firebase says once for all users of a project: SignerKey (a secret) and SaltSeparator in
+// base64, Rounds and MemCost.
 type FirebaseHash = userfile.FirebaseHash
 
 // Refusal is why one record of an import was not taken. It holds nothing of the record.

@@ -22,7 +22,8 @@ var (
 	ErrRevocationsUnknown = feed.ErrBehind
 )
 
-// RevocationPage is one answer to a follower, as JSON already. It is shared: not to be changed.
+// RevocationPage is one answer to a follower, in its field JSON. It is shared: not to be changed. Cursor, AsOf, More
+// (another page is ready) and Facts (how many) say what is in it.
 type RevocationPage = feed.Page
 
 // Follower is who verifies access tokens without asking, as it names itself.

@@ -12,7 +12,8 @@ import (
 )
 
 // Verifier is a service that verifies access tokens itself and follows what has ended, as the
-// database knows it.
+// database knows it: Client, Name, Instance, Version and Keys are those of its [Follower], and Tells says whether it
+// names its keys; At is when it was last seen, Ago how long ago, and Lag how old what it was told was then.
 type Verifier = feed.Seen
 
 // Verifiers lists those that were seen within a time, by client, name and instance.
