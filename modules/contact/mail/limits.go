@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"text/template"
 	"text/template/parse"
@@ -45,11 +46,26 @@ func (p *part) Write(b []byte) (int, error) {
 func (p *part) String() string { return p.text.String() }
 
 // makeFault is the fault of a template that was executed. It names the place if Go does not.
-func makeFault(place string, err error) error {
+func (t *Templates) makeFault(place string, err error) error {
 	if err == errPartTooLong || err == errTooManySteps { //nolint:errorlint // of Write; Go wraps those of functions
-		return fmt.Errorf("%s: %w", place, err)
+		return fmt.Errorf("%s%s: %w", place, t.loops[place], err)
 	}
 	return templateFault(err)
+}
+
+// loop is what can keep a template from ending: a loop, or a call, which may be of itself.
+var loop = regexp.MustCompile(`\{\{-?\s*(range|template|block)\b`)
+
+// loopLines are the lines of a template with a [loop], as they follow the file in a fault.
+func loopLines(text string) (lines string) {
+	separator := ":"
+	for i, line := range strings.Split(text, "\n") {
+		if loop.MatchString(line) {
+			lines += separator + strconv.Itoa(i+1)
+			separator = ","
+		}
+	}
+	return lines
 }
 
 // checkFields reports a field that [Data] does not have, also in a branch that no sample takes. Nothing else in

@@ -68,6 +68,7 @@ type Templates struct {
 	layout  *htmltemplate.Template
 	text    map[string]*template.Template     // en/reset
 	html    map[string]*htmltemplate.Template // en/reset
+	loops   map[string]string                 // the [loopLines] of a template, by its place
 	tags    []language.Tag                    // English first
 	names   []string                          // the folder of each tag
 	matcher language.Matcher
@@ -91,7 +92,8 @@ func LoadTemplates(dir, service string) (*Templates, error) {
 			return nil, fmt.Errorf("contact.templates_dir: %w", err)
 		}
 	}
-	t := &Templates{text: map[string]*template.Template{}, html: map[string]*htmltemplate.Template{}}
+	t := &Templates{text: map[string]*template.Template{}, html: map[string]*htmltemplate.Template{},
+		loops: map[string]string{}}
 	if err := errors.Join(t.parse(sources)...); err != nil {
 		return nil, err
 	}
@@ -214,6 +216,7 @@ func (t *Templates) parse(sources map[string]source) (faults []error) {
 	for _, name := range slices.Sorted(maps.Keys(sources)) {
 		s := sources[name]
 		id, ending := strings.TrimSuffix(name, path.Ext(name)), path.Ext(name)
+		t.loops[s.place] = loopLines(s.text)
 		var err error
 		switch {
 		case name == layoutFile:
@@ -406,7 +409,7 @@ func (t *Templates) make(folder string, d Data) (Mail, error) {
 	d.Language = folder
 	var whole, body, page part
 	if err := text.Execute(&whole, d); err != nil {
-		return Mail{}, makeFault(text.Name(), err)
+		return Mail{}, t.makeFault(text.Name(), err)
 	}
 	head, rest, _ := strings.Cut(whole.String(), "\n")
 	subject, found := strings.CutPrefix(head, "Subject:")
@@ -423,11 +426,11 @@ func (t *Templates) make(folder string, d Data) (Mail, error) {
 	}
 	d.Subject = mail.Subject
 	if err := html.Execute(&body, d); err != nil {
-		return Mail{}, makeFault(html.Name(), err)
+		return Mail{}, t.makeFault(html.Name(), err)
 	}
 	d.Body = htmltemplate.HTML(body.String()) //nolint:gosec // a template has just escaped it
 	if err := t.layout.Execute(&page, d); err != nil {
-		return Mail{}, makeFault(t.layout.Name(), err)
+		return Mail{}, t.makeFault(t.layout.Name(), err)
 	}
 	mail.HTML, mail.body = page.String(), body.String()
 	return mail, nil
