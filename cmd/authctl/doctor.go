@@ -603,8 +603,11 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 			list = append(list, doubtful(found, "events wait, and go on by themselves once the target is back"))
 		}
 	}
-	switch waits := fmt.Sprintf("%s, the oldest for %s", count(int(st.Pending), "event waits", "events wait"),
-		st.OldestAge.Round(time.Second)); {
+	waits := count(int(st.Pending), "event waits", "events wait")
+	if st.OldestAge > 0 { // not one that is sent again
+		waits += fmt.Sprintf(", the oldest for %s", st.OldestAge.Round(time.Second))
+	}
+	switch {
 	case st.Pending == 0:
 		list = append(list, fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run")))
 	case len(st.Relays) == 0 && len(outages) == 0:

@@ -168,7 +168,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 			}
 			left = s.LeaseLeft.String()
 		}
-		if s.Pending > 0 {
+		if s.OldestAge > 0 {
 			oldest = s.OldestAge.Round(time.Millisecond).String()
 		}
 		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Watermark),
