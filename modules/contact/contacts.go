@@ -61,8 +61,9 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 	if r, ok := errors.AsType[*fault.Refusal](err); ok {
 		return Contact{}, uuid.Nil, auth.ErrValidation.Field("email", r.Code, r.Detail)
 	}
-	news := false
+	news, replaced := false, uuid.Nil
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		replaced = uuid.Nil
 		u, err := lockUser(ctx, tx, userID)
 		if err != nil {
 			return err
@@ -85,6 +86,7 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 				if err := s.drop(ctx, tx, one); err != nil {
 					return err
 				}
+				replaced = one.ID
 				has--
 			}
 		}
@@ -108,6 +110,9 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 		added, challengeID = c.Contact, id
 		return nil
 	})
+	if err == nil && replaced != uuid.Nil {
+		s.logRemoved(userID, replaced, byUser, dev, false)
+	}
 	if err == nil && news {
 		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", added.ID),
 			zap.String("by", byUser), zap.String("ip", ipOf(dev)))
@@ -252,10 +257,14 @@ func (s *Service) remove(
 		if byOperator {
 			by = byAdmin
 		}
-		s.security.Info("contact_removed", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
-			zap.String("by", by), zap.String("ip", ipOf(dev)), zap.Bool("final", final))
+		s.logRemoved(userID, contactID, by, dev, final)
 	}
 	return err
+}
+
+func (s *Service) logRemoved(userID, contactID uuid.UUID, by string, dev auth.Device, final bool) {
+	s.security.Info("contact_removed", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
+		zap.String("by", by), zap.String("ip", ipOf(dev)), zap.Bool("final", final))
 }
 
 // AddByOperator is [Service.Add] without a message: [Service.VerifyByOperator] or the owner does the
@@ -265,7 +274,7 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 	if err != nil {
 		return Contact{}, err
 	}
-	c := s.newContact(userID, address, canonical, "")
+	c, replaced := s.newContact(userID, address, canonical, ""), uuid.Nil
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := auth.LockUser(ctx, tx, userID); err != nil {
 			return err
@@ -284,9 +293,13 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 			if err := s.drop(ctx, tx, list[i]); err != nil {
 				return err
 			}
+			replaced = list[i].ID
 		}
 		return s.insert(ctx, tx, c)
 	})
+	if err == nil && replaced != uuid.Nil {
+		s.logRemoved(userID, replaced, byAdmin, auth.Device{}, false)
+	}
 	if err == nil {
 		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", c.ID),
 			zap.String("by", byAdmin))
