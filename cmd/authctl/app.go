@@ -257,12 +257,19 @@ func (a *app) openAuth(ctx context.Context) error {
 }
 
 // checkSecret refuses a command that works by the secret of the servers if these settings have another one: it would
-// do its work where no server looks, and say that it is done. A secret that the servers have replaced, or will, is
-// another one: they seal the keys again under the present one. Where the role may not see the keys, or there are none,
+// do its work where no server looks, and say that it is done. Where the role may not see the keys, or there are none,
 // as with HS256, nothing can be told.
-func (a *app) checkSecret(ctx context.Context) error {
+func (a *app) checkSecret(ctx context.Context) error { return a.checkOpens(ctx, a.settings.Auth) }
+
+// checkPresentSecret is [app.checkSecret] for what is sealed to stay: a secret that the servers have replaced will be
+// taken away. They seal the keys again under the present one.
+func (a *app) checkPresentSecret(ctx context.Context) error {
 	cfg := a.settings.Auth
 	cfg.Token.PreviousSecrets = ""
+	return a.checkOpens(ctx, cfg)
+}
+
+func (a *app) checkOpens(ctx context.Context, cfg auth.Config) error {
 	err := auth.OpenKeys(a.db, cfg, a.log).Check(ctx)
 	if errors.Is(err, auth.ErrWrongSecret) {
 		return fmt.Errorf("%w; nothing was done: set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to the one that "+

@@ -114,7 +114,7 @@ not sign before it is promoted.`,
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withKeys(cmd, func(ctx context.Context, a *app, keys *auth.Keys) error {
-				if err := a.checkSecret(ctx); err != nil { // the key is sealed for the servers
+				if err := a.checkPresentSecret(ctx); err != nil { // the key is sealed for the servers
 					return err
 				}
 				k, err := keys.Stage(ctx)

@@ -155,7 +155,7 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	}
 	seals, err := a.webhookSeals()
 	if err == nil {
-		err = a.checkSecret(ctx)
+		err = a.checkPresentSecret(ctx)
 	}
 	if err != nil {
 		return err
@@ -302,7 +302,7 @@ from now on.`,
 func (g *global) rotateSecret(ctx context.Context, a *app, cmd *cobra.Command, s outbox.Subscription) error {
 	seals, err := a.webhookSeals()
 	if err == nil {
-		err = a.checkSecret(ctx)
+		err = a.checkPresentSecret(ctx)
 	}
 	if err != nil {
 		return err
