@@ -3,6 +3,8 @@ package outbox_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -175,6 +177,51 @@ func TestFollowingShowsIDsThatAreGivenAgain(t *testing.T) {
 		outboxtest.AddKeys(t, db, "again")
 		return again.Load()
 	})
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Who follows the events of an SQLite file that was moved away hears of it, and sees each once when it is back.
+func TestFollowingGoesOnWhenTheFileIsBack(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	db, err := database.Open(t.Context(), database.Config{}, database.Options{DataDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		t.Fatal(err)
+	}
+	away := make(chan error, 1)
+	seen := make(chan string, 10)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan error, 1)
+	go func() {
+		done <- outbox.Tail(ctx, db, outbox.TailOptions{From: 1, Follow: true, Away: func(err error) { away <- err }},
+			func(e outbox.Entry) error {
+				seen <- e.Key
+				return nil
+			})
+	}()
+	outboxtest.AddKeys(t, db, "a")
+	if key := <-seen; key != "a" {
+		t.Errorf("seen %s", key)
+	}
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	<-away
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
+	outboxtest.AddKeys(t, db, "b")
+	if key := <-seen; key != "b" {
+		t.Errorf("after the outage it shows %s", key)
+	}
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -131,7 +131,6 @@ type DB struct {
 	// SQLite has one writer at a time. Queueing here is in order of arrival and without polling,
 	// unlike SQLite's own busy handler. Nil on PostgreSQL.
 	writer chan struct{}
-	file   *openFile // nil on PostgreSQL
 }
 
 // Options are what the settings alone do not say.
@@ -286,7 +285,7 @@ func openSQLite(path string, conns int) (*DB, error) {
 	sqldb.SetMaxOpenConns(connections(conns))
 	sqldb.SetMaxIdleConns(connections(conns))
 	db := newDB(sqldb, false)
-	db.file, db.writer, db.connecting = file, make(chan struct{}, 1), shortest
+	db.writer, db.connecting = make(chan struct{}, 1), shortest
 	return db, nil
 }
 
@@ -393,12 +392,7 @@ func (db *DB) turn(ctx context.Context) (done func(), err error) {
 	}
 	select {
 	case db.writer <- struct{}{}:
-		done = func() { <-db.writer }
-		if err := db.file.check(); err != nil {
-			done()
-			return nil, err
-		}
-		return done, nil
+		return func() { <-db.writer }, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
 	}

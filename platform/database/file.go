@@ -11,7 +11,8 @@ import (
 
 // openFile is the file of SQLite that the process has open. SQLite does not notice that it was removed or
 // replaced: it goes on with a file that nobody finds again, and opens new connections on another one. Whatever
-// is written then is lost although it was answered.
+// is written then is lost although it was answered, and what is read is out of date: a session that was ended in the
+// new file would live.
 type openFile struct {
 	path   string
 	opened fs.FileInfo
@@ -50,5 +51,30 @@ func (c fileConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		}
 		return nil, replaced
 	}
-	return conn, err
+	if err != nil {
+		return nil, err
+	}
+	return fileConn{conn.(sqliteConn), c.file}, nil
+}
+
+// sqliteConn is what connections of the driver are.
+type sqliteConn interface {
+	sessionConn
+	driver.ConnBeginTx
+	driver.Pinger
+	driver.SessionResetter
+	driver.Validator
+}
+
+type fileConn struct {
+	sqliteConn
+	file *openFile
+}
+
+// ResetSession implements [driver.SessionResetter]. It is called before each use but the first.
+func (c fileConn) ResetSession(ctx context.Context) error {
+	if c.file.check() != nil {
+		return driver.ErrBadConn // the attempt to make another one says why
+	}
+	return c.sqliteConn.ResetSession(ctx)
 }

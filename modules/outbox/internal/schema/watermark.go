@@ -30,7 +30,9 @@ type StableWatermark struct {
 func (w *StableWatermark) Advance(ctx context.Context, expected string) (bool, error) {
 	if !w.DB.IsPostgres() {
 		last, err := LastID(ctx, w.DB)
-		w.ID, w.Last = last, last
+		if err == nil {
+			w.ID, w.Last = last, last
+		}
 		return true, err
 	}
 	var last int64
