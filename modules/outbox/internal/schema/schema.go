@@ -106,11 +106,10 @@ func LastID(ctx context.Context, db *database.DB) (last int64, err error) {
 // CountAgain is how long to wait before counting again what waits: the longer the count took, the longer. How long
 // one took that failed says little: a server that is frozen or away took most of it.
 func CountAgain(took time.Duration, err error) time.Duration {
-	factor := time.Duration(50)
 	if err != nil {
-		factor = 2
+		return max(countEvery, 2*took)
 	}
-	return max(countEvery, factor*took)
+	return max(countEvery, 50*took)
 }
 
 // NotifyLeases tells relays, once the transaction commits, to look at the leases of shards.
