@@ -218,8 +218,10 @@ type userReport struct {
 
 func newUserShow(g *global) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "show USER",
-		Short:   "Show an account, its sessions and whether sign-in is delayed",
+		Use:   "show USER",
+		Short: "Show an account, its sessions and whether sign-in is delayed",
+		Long: `Show an account, its sessions and whether sign-in is delayed. The failed sign-ins are those of unknown
+devices: a device or an address that has signed in to the account before has a count of its own.`,
 		Example: "  authctl user show alice",
 	}
 	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
