@@ -52,6 +52,7 @@ type received struct {
 	User      string
 	TLS       bool
 	UTF8      bool
+	Helo      string
 }
 
 func startSMTP(t *testing.T, arguments ...string) *smtpServer {

@@ -87,7 +87,7 @@ func New(cfg Config, opt Options) (*Mailer, error) {
 		m.sender = folder{Folder(opt.DataDir)}
 		return m, nil
 	}
-	if m.sender, err = newSMTPSender(cfg); err != nil {
+	if m.sender, err = newSMTPSender(cfg, m.from); err != nil {
 		return nil, err
 	}
 	return m, nil

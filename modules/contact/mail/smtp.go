@@ -58,22 +58,30 @@ type smtpSender struct {
 	idle []*connection // used last: at the end
 }
 
-func newSMTPSender(cfg Config) (*smtpSender, error) {
+func newSMTPSender(cfg Config, from *netmail.Address) (*smtpSender, error) {
 	named, err := parseServer(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("mail.url: %w", err)
 	}
-	s := &smtpSender{server: named, helo: "localhost", slots: make(chan struct{}, maxConns), stop: stopTimeout,
-		tls: &tls.Config{ServerName: named.host, MinVersion: tls.VersionTLS12}}
+	machine, _ := os.Hostname()
+	s := &smtpSender{server: named, helo: heloName(machine, from), slots: make(chan struct{}, maxConns),
+		stop: stopTimeout, tls: &tls.Config{ServerName: named.host, MinVersion: tls.VersionTLS12}}
 	if cfg.CAFile != "" {
 		if s.tls.RootCAs, err = readCAs(cfg.CAFile); err != nil {
 			return nil, fmt.Errorf("mail.ca_file: %w", err)
 		}
 	}
-	if name, err := os.Hostname(); err == nil && strings.Contains(name, ".") {
-		s.helo = name
-	}
 	return s, nil
+}
+
+// heloName is what the server is greeted as: the name of the machine, or the domain of mail.from if that name
+// is in no domain, as in a container. Some servers take no mail from localhost.
+func heloName(machine string, from *netmail.Address) string {
+	if strings.Contains(machine, ".") {
+		return machine
+	}
+	_, domain, _ := strings.Cut(from.Address, "@")
+	return domain
 }
 
 func readCAs(path string) (*x509.CertPool, error) {

@@ -172,6 +172,26 @@ func TestAMailThatCannotBeAnnouncedAsRefusedIsTriedAgain(t *testing.T) {
 	}
 }
 
+// A name without a domain means nothing to the server. Google's relay hangs up on localhost.
+func TestTheServerIsGreetedWithADomain(t *testing.T) {
+	t.Parallel()
+	from := &mail.Address{Address: "no-reply@example.com"}
+	for machine, want := range map[string]string{"": "example.com", "0f5831cd80bb": "example.com",
+		"localhost": "example.com", "auth.example.net": "auth.example.net"} {
+		if got := heloName(machine, from); got != want {
+			t.Errorf("on %q: %s", machine, got)
+		}
+	}
+	s := startSMTP(t)
+	m := newMailer(t, s.config(), Options{})
+	if err := m.Test(t.Context(), "alice@example.com", io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.to("alice@example.com")[0].Helo; !strings.Contains(got, ".") {
+		t.Errorf("greeted as %s", got)
+	}
+}
+
 // An answer about the sender, or an error before that, is no fault of a recipient.
 func TestAServerThatTakesNothingParksNobody(t *testing.T) {
 	t.Parallel()

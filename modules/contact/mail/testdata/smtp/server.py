@@ -90,7 +90,7 @@ class Handler:
         tell(mail_from=envelope.mail_from, to=to, text=envelope.content.decode("utf-8", "replace"),
              user=session.auth_data.login.decode() if session.authenticated and hasattr(session.auth_data, "login") else
              (session.auth_data if session.authenticated else ""),
-             utf8=envelope.smtp_utf8, tls=session.ssl is not None or args.implicit)
+             helo=session.host_name, utf8=envelope.smtp_utf8, tls=session.ssl is not None or args.implicit)
         if code == "lost":  # it has the mail, and nobody hears of it
             server.transport.abort()
             await asyncio.sleep(3600)
