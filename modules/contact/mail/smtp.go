@@ -445,9 +445,11 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 
 func bracket(address string) string { return "<" + address + ">" }
 
-// policy matches an answer about security or policy (RFC 3463 §3.8): the server does
-// not relay for us, or blocks our address. It would answer the same for every recipient.
-var policy = regexp.MustCompile(`^5\.7\.\d`)
+// aboutUs matches an answer that the server would give for every recipient: it does not relay for us, does not
+// know the sender, blocks our address, or has taken enough for today. RFC 3463 has codes for that, which not
+// every server uses. Taken wrongly for such an answer, one about the recipient only means that the mail is
+// tried until it has expired.
+var aboutUs = regexp.MustCompile(`(?i)^5\.(7\.\d|1\.[78]\b|4\.5\b)|\(#5\.7\.|\brelay|\bsend(er|as|ing)|\bnot verified\b`)
 
 // classify says what happens to a mail that was not taken. If the server refuses the recipient
 // or the mail for good, it is not tried again; faults of the sender or of the server can be corrected, so
@@ -464,7 +466,7 @@ func classify(err error) error {
 	if !answered || answer.Code < 500 {
 		return err
 	}
-	if policy.MatchString(answer.Msg) {
+	if aboutUs.MatchString(answer.Msg) {
 		return err
 	}
 	switch answer.Code {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/mail"
+	"net/textproto"
 	"os"
 	"strings"
 	"testing"
@@ -156,6 +157,51 @@ func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
 		!strings.Contains(announced[0], `"reason":"RCPT: the server answered 550 5.1.1 no such address"`) ||
 		strings.Contains(strings.Join(announced, ""), "act_undo") {
 		t.Errorf("announced: %q, %v", announced, err)
+	}
+}
+
+// The answers are those of the servers named.
+func TestARefusalOfUsIsNoneOfTheRecipient(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		step   string
+		code   int
+		answer string
+		want   string
+	}{
+		{"RCPT", 550, "relay not permitted", "again"}, // Exim
+		{"RCPT", 550, "Please turn on SMTP Authentication in your mail client\nhost [192.0.2.1] is not permitted to relay " +
+			"through this server without authentication.", "again"}, // cPanel
+		{"RCPT", 550, "Sender verify failed", "again"}, // Exim
+		{"RCPT", 550, "5.1.0 <no-reply@example.com>: Sender address rejected: User unknown in local recipient table",
+			"again"}, // Postfix
+		{"RCPT", 550, "5.1.8 <no-reply@example.com>: Sender address rejected: Domain not found", "again"},         // Postfix
+		{"RCPT", 553, "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)", "again"},               // qmail
+		{"RCPT", 554, "5.7.1 <alice@example.net>: Relay access denied", "again"},                                  // Postfix
+		{"DATA", 550, "5.4.5 Daily user sending limit exceeded. For more information on Gmail", "again"},          // Gmail
+		{"end of DATA", 550, "5.4.5 Daily SMTP quota exceeded", "again"},                                          // Gmail
+		{"end of DATA", 553, "Relaying disallowed as no-reply@example.com", "again"},                              // Zoho
+		{"end of DATA", 554, "5.2.252 SendAsDenied; a@example.com not allowed to send as b@example.com", "again"}, // Microsoft
+		{"end of DATA", 554, "5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied",
+			"again"}, // Microsoft
+		{"end of DATA", 550, "The from address does not match a verified Sender Identity. Mail cannot be sent until " +
+			"this error is resolved.", "again"}, // SendGrid
+		{"end of DATA", 554, "Message rejected: Email address is not verified. The following identities failed the " +
+			"check in region EU-WEST-1: no-reply@example.com", "again"}, // Amazon SES
+		{"end of DATA", 550, "From header sender domain not verified.", "again"}, // SMTP2GO
+		{"RCPT", 550, "5.1.1 <alice@example.net>: Recipient address rejected: User unknown in local recipient table",
+			"refused"}, // Postfix
+		{"RCPT", 550, "Unrouteable address", "refused"},                              // Exim
+		{"RCPT", 550, "5.4.1 Recipient address rejected: Access denied.", "refused"}, // Microsoft
+		{"RCPT", 550, "5.1.1 The email account that you tried to reach does not exist. Please try double-checking " +
+			"the recipient's email address for typos or unnecessary spaces.", "refused"}, // Gmail
+		{"RCPT", 552, "5.2.2 The email account that you tried to reach is over quota.", "refused"},       // Gmail
+		{"end of DATA", 554, "delivery error: dd This user doesn't have a yahoo.com account", "refused"}, // Yahoo
+	} {
+		err := classify(&stepError{test.step, &textproto.Error{Code: test.code, Msg: test.answer}})
+		if got := outcome(err); got != test.want {
+			t.Errorf("%s, %d %s: %s", test.step, test.code, test.answer, got)
+		}
 	}
 }
 
