@@ -54,8 +54,9 @@ type smtpSender struct {
 	slots chan struct{} // one for each connection in use
 	stop  time.Duration // stopTimeout, except in a test
 
-	mu   sync.Mutex
-	idle []*connection // used last: at the end
+	mu    sync.Mutex
+	idle  []*connection // used last: at the end
+	works string        // the mechanism of AUTH that was last signed in with
 }
 
 func newSMTPSender(cfg Config, from *netmail.Address) (*smtpSender, error) {
@@ -211,8 +212,28 @@ func (c *connection) step(ctx context.Context, timeout time.Duration, do func() 
 	return err
 }
 
-// dial connects and greets the server, with TLS and AUTH as set.
-func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection, err error) {
+// dial connects and greets the server, with TLS and AUTH as set. Servers offer mechanisms that they cannot check,
+// or that they refuse to everybody. So after one that was refused it tries the next one, over another connection.
+func (s *smtpSender) dial(ctx context.Context, told func(string)) (*connection, error) {
+	var without []string
+	for {
+		c, err := s.connect(ctx, without, told)
+		refused, ok := errors.AsType[*mechanismRefused](err)
+		if !ok {
+			return c, err
+		}
+		told(err.Error())
+		without = append(without, refused.mechanism)
+	}
+}
+
+// mechanismRefused is the error of a sign-in where the server has another mechanism.
+type mechanismRefused struct {
+	stepError
+	mechanism string
+}
+
+func (s *smtpSender) connect(ctx context.Context, without []string, told func(string)) (_ *connection, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, beginTimeout,
 		fmt.Errorf("the server was not ready for a mail within %v", beginTimeout))
 	defer cancel()
@@ -263,7 +284,7 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	if err := s.encrypt(client, told); err != nil {
 		return nil, err
 	}
-	if err := s.authenticate(client, told); err != nil {
+	if err := s.authenticate(client, without, told); err != nil {
 		return nil, err
 	}
 	return &connection{client: client, raw: raw, bounds: bounds, stop: s.stop}, nil
@@ -323,41 +344,52 @@ func handshakeFault(err error) error {
 	return err
 }
 
-// authenticate uses the best mechanism that the server has. Without TLS it sends a password only to this
-// machine.
-func (s *smtpSender) authenticate(client *smtp.Client, told func(string)) error {
+// authenticate uses the best mechanism that the server has, or the one that has worked before. Without TLS it
+// sends a password only to this machine.
+func (s *smtpSender) authenticate(client *smtp.Client, without []string, told func(string)) error {
 	if s.user == "" {
 		return nil
 	}
 	_, encrypted := client.TLSConnectionState()
 	_, list := client.Extension("AUTH")
 	offered := strings.Fields(strings.ToUpper(list))
-	var chosen string
-	var auth smtp.Auth
-	for _, m := range []struct {
-		name  string
-		plain bool // an eavesdropper sees the password
-		auth  smtp.Auth
-	}{
+	usable := []mechanism{
 		{"SCRAM-SHA-256", false, smtp.ScramSHA256Auth(s.user, s.password)},
 		{"SCRAM-SHA-1", false, smtp.ScramSHA1Auth(s.user, s.password)},
 		{"PLAIN", true, smtp.PlainAuth("", s.user, s.password, s.host, false)},
 		{"LOGIN", true, smtp.LoginAuth(s.user, s.password, s.host, false)},
-	} {
-		if slices.Contains(offered, m.name) && (!m.plain || encrypted || config.IsThisMachine(s.host)) {
-			chosen, auth = m.name, m.auth
-			break
-		}
 	}
-	if auth == nil {
+	usable = slices.DeleteFunc(usable, func(m mechanism) bool {
+		return !slices.Contains(offered, m.name) || slices.Contains(without, m.name) ||
+			m.plain && !encrypted && !config.IsThisMachine(s.host)
+	})
+	if len(usable) == 0 {
 		return fmt.Errorf("AUTH: the server offers none of SCRAM-SHA-256, SCRAM-SHA-1, PLAIN and LOGIN that may be "+
 			"used here (encrypted: %v); it offers: %s", encrypted, strings.Join(offered, " "))
 	}
-	if err := client.Auth(auth); err != nil {
-		return &stepError{"AUTH " + chosen, err}
+	s.mu.Lock()
+	works := s.works
+	s.mu.Unlock()
+	chosen := usable[max(0, slices.IndexFunc(usable, func(m mechanism) bool { return m.name == works }))]
+	if err := client.Auth(chosen.auth); err != nil {
+		failed := stepError{"AUTH " + chosen.name, err}
+		if answer, answered := errors.AsType[*textproto.Error](err); answered && answer.Code != 421 && len(usable) > 1 {
+			return &mechanismRefused{failed, chosen.name}
+		}
+		return &failed
 	}
-	told("signed in with " + chosen)
+	s.mu.Lock()
+	s.works = chosen.name
+	s.mu.Unlock()
+	told("signed in with " + chosen.name)
 	return nil
+}
+
+// mechanism is a way to sign in.
+type mechanism struct {
+	name  string
+	plain bool // an eavesdropper sees the password
+	auth  smtp.Auth
 }
 
 // errNoUTF8 refuses an address that the server cannot take.

@@ -390,6 +390,40 @@ func TestTLSAndSigningIn(t *testing.T) {
 	}
 }
 
+// Postfix with saslauthd offers SCRAM and has nothing to check it with, and QQ offers PLAIN and refuses it.
+func TestAfterAMechanismThatIsRefusedTheNextOneIsTried(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ broken, answer, works string }{
+		{"SCRAM-SHA-256", "454 4.7.0", "PLAIN"}, {"PLAIN", "535 5.7.8", "LOGIN"},
+	} {
+		broken, works := test.broken, test.works
+		s := startSMTP(t, "--user", "alice", "--password", "secret", "--broken", broken, "--mechanism", works)
+		send := func(password string) (string, error) {
+			m := newMailer(t, Config{URL: config.Secret("smtp://alice:" + password + "@" + s.address("127.0.0.1")),
+				From: "no-reply@example.com"}, Options{})
+			var said strings.Builder
+			err := m.Test(t.Context(), "alice@example.com", &said)
+			if err != nil {
+				return said.String(), err
+			}
+			before := s.connected()
+			m.sender.close()
+			if err := m.Test(t.Context(), "bob@example.com", io.Discard); err != nil || s.connected() != before+1 {
+				t.Errorf("%s: the second mail: %d connections, %v", works, s.connected()-before, err)
+			}
+			return said.String(), nil
+		}
+		said, err := send("secret")
+		if err != nil || !strings.Contains(said, "AUTH "+broken+": the server answered "+test.answer) ||
+			!strings.Contains(said, "signed in with "+works) {
+			t.Errorf("%s: %v\n%s", works, err, said)
+		}
+		if _, err := send("wrong"); err == nil || !strings.Contains(err.Error(), "AUTH "+works+": the server answered 535") {
+			t.Errorf("%s, a wrong password: %v", works, err)
+		}
+	}
+}
+
 // A password is not sent to another machine without TLS, where others could read it. (0.0.0.0 does
 // not count as this machine.)
 func TestAPasswordIsNotSentWithoutTLS(t *testing.T) {

@@ -28,6 +28,7 @@ parser.add_argument("--implicit", action="store_true", help="TLS from the start"
 parser.add_argument("--user")
 parser.add_argument("--password")
 parser.add_argument("--mechanism", default="PLAIN", help="the only one that is offered")
+parser.add_argument("--broken", default="", help="another one that is offered, and refuses everybody")
 parser.add_argument("--mail", type=int, default=250, help="the answer to MAIL")
 parser.add_argument("--greeting", type=int, default=220)
 parser.add_argument("--without", default="", help="an extension that is not offered")
@@ -112,6 +113,9 @@ class Server(SMTP):
 
     async def auth_SCRAM__SHA__256(self, server, words):
         """RFC 5802 without channel binding."""
+        if args.broken == "SCRAM-SHA-256":
+            await server.push("454 4.7.0 Temporary authentication failure: generic failure")
+            return AuthResult(success=False, handled=True)
         first = base64.b64decode(words[1]) if len(words) > 1 else await self.challenge_auth("")
         first = first.decode()
         bare = first.split(",", 2)[2]
@@ -135,7 +139,7 @@ class Server(SMTP):
 
 
 def authenticate(server, session, envelope, mechanism, auth_data):
-    good = auth_data.login == (args.user or "").encode() and auth_data.password == (args.password or "").encode()
+    good = mechanism != args.broken and auth_data.login == (args.user or "").encode() and auth_data.password == (args.password or "").encode()
     return AuthResult(success=good, handled=good, auth_data=auth_data)
 
 
@@ -147,7 +151,7 @@ if args.cert:
 
 class Here(Controller):
     def factory(self):
-        exclude = {"PLAIN", "LOGIN", "SCRAM-SHA-256"} - {args.mechanism}
+        exclude = {"PLAIN", "LOGIN", "SCRAM-SHA-256"} - {args.mechanism, args.broken}
         return Server(self.handler, hostname="mx.example.test", enable_SMTPUTF8=True, authenticator=authenticate,
                       auth_required=bool(args.user), auth_require_tls=False, auth_exclude_mechanism=exclude,
                       tls_context=None if args.implicit else context, timeout=600)
