@@ -37,7 +37,7 @@ func Documentation(below, title string, document []byte) []Route {
 		}},
 		{Method: http.MethodGet, Path: below, page: redirect(path.Base(below) + "/index.html")},
 		{Method: http.MethodGet, Path: below + "/", page: redirect("index.html")},
-		{Method: http.MethodGet, Path: below + "/*", page: files.serve},
+		{Method: http.MethodGet, Path: below + "/{file}", page: files.serve},
 	}
 }
 
@@ -91,6 +91,10 @@ func newSwaggerFiles(below, title string) *swaggerFiles {
 }
 
 func (s *swaggerFiles) serve(x *exchange) error {
+	// A file has one path here, since what is served is kept by its path. Fiber takes more of them.
+	if !plainID(x.route.param("file", x.carrier.path())) {
+		return ErrNotFound
+	}
 	file, err := s.file(x.carrier.path())
 	if err != nil {
 		return err

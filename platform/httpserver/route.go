@@ -149,12 +149,10 @@ func (s *core) allowed(path string) string {
 }
 
 // matches compares a path with a pattern as Fiber's router does for the patterns used here:
-// literals, whole-segment parameters and one * at the end.
+// literals and whole-segment parameters.
 func matches(pattern, path []string) bool {
 	for i, want := range pattern {
 		switch {
-		case want == "*":
-			return i < len(path)
 		case i >= len(path):
 			return false
 		case isParam(want):
