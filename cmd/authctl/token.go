@@ -102,10 +102,10 @@ func (o *inspectOptions) run(cmd *cobra.Command, text string) error {
 		return misuse{errors.New("there is no token")}
 	}
 	report, err := o.inspect(cmd, text)
-	if err != nil {
+	if err != nil && report.Verdict == "" {
 		return err
 	}
-	if err := o.print(cmd.OutOrStdout(), report); err != nil {
+	if err := errors.Join(o.print(cmd.OutOrStdout(), report), err); err != nil {
 		return err
 	}
 	if !report.Valid {
@@ -147,6 +147,9 @@ func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenRep
 	})
 	if errors.Is(err, fs.ErrPermission) { // the keys are not at hand for this user
 		return auth.DecodeToken(text), nil
+	}
+	if err != nil && !auth.IsRefreshToken(text) { // what it says can be shown without them
+		report = auth.DecodeToken(text)
 	}
 	return report, err
 }
