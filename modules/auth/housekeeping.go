@@ -26,7 +26,8 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.keys.Run(ctx) })
 	g.Go(func() error { every(ctx, populationEvery, s.learnPopulation); return nil })
-	g.Go(func() error { every(ctx, housekeepingEvery, s.Housekeep); return nil })
+	g.Go(func() error { every(ctx, housekeepingEvery, s.retryReuse); return nil })
+	g.Go(func() error { every(ctx, housekeepingEvery, s.tidy); return nil })
 	g.Go(func() error { every(ctx, forgetEvery, s.forget); return nil })
 	return g.Wait()
 }
@@ -45,6 +46,11 @@ func every(ctx context.Context, interval time.Duration, do func(context.Context)
 // the next time.
 func (s *Service) Housekeep(ctx context.Context) {
 	s.retryReuse(ctx)
+	s.tidy(ctx)
+}
+
+// tidy deletes what has expired, and looks at what the session store remembers.
+func (s *Service) tidy(ctx context.Context) {
 	s.forget(ctx)
 	if _, err := s.sessions.Memory(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		s.log.Warn("housekeeping_failed", zap.String("what", "session_memory"), zap.Error(err))
@@ -97,7 +103,7 @@ func (s *Service) drain(ctx context.Context, what string, purge func(context.Con
 }
 
 // retryReuse announces the reuse that a process stopped a session for and died before it could. A
-// session that fails does not hold up the others.
+// session that fails does not hold up the others. With millions of sessions in Redis it takes most of a minute.
 func (s *Service) retryReuse(ctx context.Context) {
 	marked, err := s.sessions.Reused(ctx, purgeBatch)
 	if err != nil {

@@ -47,7 +47,7 @@ var arrows = map[string][]string{
 	"modules/auth/internal/password/blocklist/generate": {},
 	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
 	"modules/auth/internal/session/redis": {"modules/auth/internal/session", "platform/cache",
-		"platform/config"},
+		"platform/config", "platform/retry"},
 	"modules/auth/internal/session/sql": {"modules/auth/internal/session", "platform/config",
 		"platform/database"},
 	"modules/auth/internal/signingkey": {"modules/auth/internal/token", "platform/database",

@@ -89,6 +89,15 @@ type Server struct {
 	tags []string // hash tags in braces whose keys the server has
 }
 
+// Tag is a hash tag, in braces, whose keys the server has, or empty: a node of a cluster may have slots without
+// one.
+func (s Server) Tag() string {
+	if len(s.tags) == 0 {
+		return ""
+	}
+	return s.tags[0]
+}
+
 // Servers returns every server that has keys. In a cluster these are all nodes with slots, whether or not
 // they answer.
 func Servers(ctx context.Context, client Client) ([]Server, error) {

@@ -255,7 +255,8 @@ type Store interface {
 	DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, keep uuid.NullUUID) error
 
 	// Reused returns at most limit marked sessions whose revocation was not committed: its
-	// server died. On Redis a call looks at a part of the keys and the next one goes on there.
+	// server died. On Redis a call looks at a part of the keys, for most of a minute at most, and the next one,
+	// of any server, goes on there. It returns none while another server looks.
 	Reused(ctx context.Context, limit int) ([]Marked, error)
 
 	// Purge removes at most limit expired sessions, if the engine does not by itself, and

@@ -35,6 +35,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 var (
@@ -55,8 +56,18 @@ var (
 const markTTL = 30 * 24 * time.Hour
 
 const (
-	scanCount = 500  // keys the server looks at in one step of a SCAN
-	scanSteps = 2000 // most steps of one call of Reused
+	// Keys that the server looks at in one step of a SCAN. With millions of them each is cold, and takes 3 µs
+	// in which nobody else is served.
+	scanCount = 100
+	// The search for stopped sessions, at most in one call: steps without a pause, which find everything in a
+	// small installation, and how long it goes on, at one part in scanShare of the time.
+	scanAtOnce = 50
+	scanFor    = 45 * time.Second
+	scanShare  = 20
+	// A store that searches keeps the others from it for so long, if it does not end properly. The next one
+	// goes on where it was, unless nobody has searched for a day.
+	scanTurn   = scanFor + 15*time.Second
+	scanMemory = 24 * time.Hour
 )
 
 // Options are for tests and for servers that several installations share.
@@ -73,16 +84,12 @@ type Store struct {
 	skewed bool // the clock of the store is not that of the servers
 
 	create, rotate, reissue, memory *goredis.Script
-
-	scanning chan struct{}     // holds an element while Reused runs
-	cursors  map[string]uint64 // where its next call goes on, by the server's name
 }
 
 // New returns a store that uses the client, which stays the caller's to close.
 func New(client cache.Client, opt Options) *Store {
 	s := &Store{
 		client: client, prefix: opt.Prefix, skew: opt.Skew, skewed: opt.Skew != nil,
-		scanning: make(chan struct{}, 1), cursors: make(map[string]uint64),
 		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource),
 		reissue: goredis.NewScript(libSource + reissueSource),
 		memory:  goredis.NewScript(libSource + memorySource),
@@ -255,22 +262,17 @@ func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, ke
 }
 
 // Reused implements [session.Store]. Nothing here knows which users have marks, since one key
-// for all of them could not be in the slot of each: the keys are scanned, bounded in each
-// call. It serves sessions whose server died before it committed, and no others.
+// for all of them could not be in the slot of each: the keys are scanned. On each server one store
+// at a time does it, in a small part of the server's time, and leaves there how far it came. It
+// serves sessions whose server died before it committed, and no others.
 func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error) {
-	select {
-	case s.scanning <- struct{}{}:
-		defer func() { <-s.scanning }()
-	case <-ctx.Done(): // Redis may be slow to answer the one before
-		return nil, fail("look for stopped sessions", ctx.Err())
-	}
 	servers, err := cache.Servers(ctx, s.client)
 	if err != nil {
 		return nil, fail("look for stopped sessions", err)
 	}
 	var marked []session.Marked
 	for _, server := range servers {
-		some, away := s.reusedOn(ctx, server, limit-len(marked), max(1, scanSteps/len(servers)))
+		some, away := s.reusedOn(ctx, server, limit-len(marked), scanFor/time.Duration(len(servers)))
 		marked, err = append(marked, some...), cmp.Or(err, away)
 		if len(marked) >= limit {
 			break
@@ -282,15 +284,39 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 	return marked[:min(len(marked), limit)], nil // the rest is found when the scan comes round again
 }
 
-// reusedOn looks at a part of one server's keys, and goes on there in the next call.
-func (s *Store) reusedOn(ctx context.Context, server cache.Server, limit, steps int) ([]session.Marked, error) {
-	var marked []session.Marked
-	for range steps {
-		found, next, err := server.Client.Scan(ctx, s.cursors[server.Name], escape(s.prefix)+"{*}:reused",
-			scanCount).Result()
+// reusedOn looks at a part of one server's keys, unless another store does.
+func (s *Store) reusedOn(
+	ctx context.Context, server cache.Server, limit int, most time.Duration,
+) (marked []session.Marked, err error) {
+	var cursor uint64
+	if tag := server.Tag(); tag != "" { // else nobody can know how far others came
+		turn, place := s.prefix+"scanning:"+tag, s.prefix+"scan:"+tag
+		mine, err := server.Client.SetNX(ctx, turn, 1, scanTurn).Result()
+		if err != nil || !mine {
+			return nil, err
+		}
+		if cursor, err = server.Client.Get(ctx, place).Uint64(); err != nil && !errors.Is(err, goredis.Nil) {
+			return nil, err
+		}
+		defer func() { // also when ctx has ended, or the server does not answer: then turn and place expire
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			if cursor == 0 {
+				_ = server.Client.Del(ctx, place).Err()
+			} else {
+				_ = server.Client.Set(ctx, place, cursor, scanMemory).Err()
+			}
+			_ = server.Client.Del(ctx, turn).Err()
+		}()
+	}
+	end := time.Now().Add(most)
+	for step := 0; time.Now().Before(end); step++ {
+		begun := time.Now()
+		found, next, err := server.Client.Scan(ctx, cursor, escape(s.prefix)+"{*}:reused", scanCount).Result()
 		if err != nil {
 			return marked, err
 		}
+		pause := (scanShare - 1) * time.Since(begun)
 		for _, name := range found {
 			some, err := s.markedBy(ctx, name)
 			if err != nil {
@@ -298,8 +324,11 @@ func (s *Store) reusedOn(ctx context.Context, server cache.Server, limit, steps 
 			}
 			marked = append(marked, some...)
 		}
-		if s.cursors[server.Name] = next; next == 0 || len(marked) >= limit {
+		if cursor = next; next == 0 || len(marked) >= limit {
 			break
+		}
+		if step >= scanAtOnce && !retry.Sleep(ctx, pause) {
+			return marked, ctx.Err()
 		}
 	}
 	return marked, nil

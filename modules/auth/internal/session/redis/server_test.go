@@ -3,7 +3,9 @@ package redis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/testenv"
 )
@@ -551,22 +554,71 @@ func BenchmarkRotate(b *testing.B) {
 	})
 }
 
-// A search for stopped sessions does not wait longer than allowed for another search.
-func TestLookingForStoppedSessionsWaitsNoLongerThanItMay(t *testing.T) {
+// One server at a time looks for stopped sessions, and the next one goes on where it was.
+func TestServersShareTheSearchForStoppedSessions(t *testing.T) {
 	t.Parallel()
-	server := cachetest.Start(t)
-	store := New(cachetest.Open(t, server.URL()), Options{})
+	client := cachetest.Open(t, cachetest.Start(t).URL())
+	one, two, codec := New(client, Options{}), New(client, Options{}), newCodec(t)
+	for range 3 * scanCount {
+		stop(t, one, codec, begin(t, one, codec, uuid.New()))
+	}
+	found := map[uuid.UUID]bool{}
+	for i, store := range []*Store{one, two, one, two} {
+		marked, err := store.Reused(t.Context(), 1)
+		if err != nil || len(marked) != 1 || found[marked[0].Session.ID] {
+			t.Fatalf("call %d: %+v, %v", i, marked, err)
+		}
+		found[marked[0].Session.ID] = true
+	}
+	turn := one.prefix + "scanning:" + cache.Tags()[0]
+	if err := client.Do(t.Context(), "set", turn, 1).Err(); err != nil { // a third one looks
+		t.Fatal(err)
+	}
+	if marked, err := two.Reused(t.Context(), 1); err != nil || len(marked) != 0 {
+		t.Errorf("while another looks: %+v, %v", marked, err)
+	}
+	if err := client.Do(t.Context(), "del", turn).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if marked, err := two.Reused(t.Context(), 1); err != nil || len(marked) != 1 {
+		t.Errorf("after it: %+v, %v", marked, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := two.Reused(ended, 1); !errors.Is(err, session.ErrUnavailable) {
+		t.Errorf("with an ended context: %v", err)
+	}
+}
+
+// With many keys the search takes a small part of the server's time: each of its steps holds everybody up.
+func TestTheSearchForStoppedSessionsLeavesTheServerToOthers(t *testing.T) {
+	t.Parallel()
+	client := cachetest.Open(t, cachetest.Start(t).URL())
+	store := New(client, Options{})
+	_, err := client.Pipelined(t.Context(), func(p goredis.Pipeliner) error {
+		for i := range 3 * scanAtOnce * scanCount {
+			p.Set(t.Context(), store.prefix+strconv.Itoa(i), 1, 0)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
 	if _, err := store.Reused(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
-	store.scanning <- struct{}{} // another caller, who waits for an answer
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := store.Reused(ended, 1); !errors.Is(err, session.ErrUnavailable) {
-		t.Errorf("got %v", err)
+	took := time.Since(begun)
+	stats, err := client.Do(t.Context(), "info", "commandstats").Text()
+	if err != nil {
+		t.Fatal(err)
 	}
-	<-store.scanning
-	if _, err := store.Reused(t.Context(), 1); err != nil {
-		t.Error(err)
+	_, line, _ := strings.Cut(stats, "cmdstat_scan:")
+	var calls, busy int64
+	if _, err := fmt.Sscanf(line, "calls=%d,usec=%d", &calls, &busy); err != nil || calls < 2*scanAtOnce {
+		t.Fatalf("%d steps: %v", calls, err)
+	}
+	if share := float64(busy) / float64(took.Microseconds()); share > 0.1 {
+		t.Errorf("it took %.2f of the server's time", share)
 	}
 }
