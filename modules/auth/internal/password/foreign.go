@@ -1,6 +1,7 @@
 package password
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -34,8 +35,8 @@ import (
 //
 // Stored as PHC strings, which hold all that they hold: {bcrypt}, {argon2}, {scrypt} and
 // {pbkdf2} of Spring Security, with and without @SpringSecurity_v5_8; ASP.NET Identity
-// versions 2 and 3; Werkzeug's scrypt: and pbkdf2:; Atlassian's {PKCS5S2}; {PBKDF2…}, {ARGON2} and {CRYPT} of
-// directories, as far as they hold one of the above.
+// versions 2 and 3; Werkzeug's scrypt: and pbkdf2:; Atlassian's {PKCS5S2}; {PBKDF2_SHA256} of 389 Directory
+// Server; {PBKDF2…}, {ARGON2} and {CRYPT} of directories, as far as they hold one of the above.
 //
 // Firebase exports passwordHash and salt with each user and the rest once for the project:
 // $fbscrypt$v=1,n=MEM_COST,r=ROUNDS,p=1,ss=SALT_SEPARATOR,sk=SIGNER_KEY$SALT$HASH, base64
@@ -97,6 +98,7 @@ var notations = sync.OnceValue(func() []notation {
 	return []notation{
 		{regexp.MustCompile(`^(?i:\{(SSHA(?:256|512)?)\})(.*)$`), saltedSHA},
 		{regexp.MustCompile(`^\{PBKDF2(-SHA(?:1|256|512))?\}(\d+\$.*)$`), directoryPBKDF2},
+		{regexp.MustCompile(`^\{PBKDF2_SHA256\}([A-Za-z0-9+/]{432})$`), old389PBKDF2},
 		{regexp.MustCompile(`^\{PKCS5S2\}([A-Za-z0-9+/]{64})$`), atlassianPBKDF2},
 		{regexp.MustCompile(`^\{pbkdf2\}([0-9a-f]{80})$`), springPBKDF2(PBKDF2SHA1, 8, 185_000)},
 		{regexp.MustCompile(`^\{pbkdf2@SpringSecurity_v5_8\}([0-9a-f]{96})$`), springPBKDF2(PBKDF2SHA256, 16, 310_000)},
@@ -131,12 +133,29 @@ func saltedSHA(parts []string) (string, error) {
 	return "{" + strings.ToUpper(parts[0]) + "}" + parts[1], nil
 }
 
-// directoryPBKDF2 is OpenLDAP's, which is passlib's with other words before it.
+// directoryPBKDF2 is OpenLDAP's, which is passlib's with other words before it. 389 Directory Server, and FreeIPA with
+// it, reads the same and writes plain base64.
 func directoryPBKDF2(parts []string) (string, error) {
 	if parts[0] == "-SHA1" {
 		parts[0] = ""
 	}
-	return "$pbkdf2" + strings.ToLower(parts[0]) + "$" + parts[1], nil
+	return "$pbkdf2" + strings.ToLower(parts[0]) + "$" + strings.NewReplacer("+", ".", "=", "").Replace(parts[1]), nil
+}
+
+// old389PBKDF2 is what 389 Directory Server made before: the iterations, 64 bytes of salt, and 256 of digest, of
+// which the first block tells whether a password is right.
+func old389PBKDF2(parts []string) (string, error) {
+	b, err := decode(base64.StdEncoding, parts[0])
+	if err != nil {
+		return "", err
+	}
+	const salt = 4
+	const digest = salt + 64
+	iterations := binary.BigEndian.Uint32(b)
+	if iterations > 1<<31-1 {
+		return "", errMalformed
+	}
+	return phcPBKDF2(PBKDF2SHA256, int(iterations), b[salt:digest], b[digest:digest+sha256.Size]), nil
 }
 
 // atlassianPBKDF2 is that of Jira, Confluence and Crowd: always 10,000 iterations of SHA-1, and 16 bytes of

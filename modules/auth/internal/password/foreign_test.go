@@ -38,7 +38,7 @@ func TestHashesAreReadAsTheirMakersWriteThem(t *testing.T) {
 	t.Parallel()
 	const password = "a quite good password"
 	for _, file := range []string{"native.ndjson", "spring.ndjson", "node.ndjson", "werkzeug.ndjson", "aspnet.ndjson",
-		"wordpress.ndjson", "php.ndjson", "passlib.ndjson"} {
+		"wordpress.ndjson", "php.ndjson", "passlib.ndjson", "389ds.ndjson"} {
 		for name, text := range imported(t, file) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -177,7 +177,7 @@ func TestEachSystemWhoseHashesAreNotReadIsNamed(t *testing.T) {
 // cost.
 func FuzzImport(f *testing.F) {
 	for _, file := range []string{"spring.ndjson", "node.ndjson", "werkzeug.ndjson", "aspnet.ndjson",
-		"wordpress.ndjson", "php.ndjson", "passlib.ndjson"} {
+		"wordpress.ndjson", "php.ndjson", "passlib.ndjson", "389ds.ndjson"} {
 		for _, text := range imported(f, file) {
 			f.Add(text)
 		}
