@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/sha1"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -64,8 +65,18 @@ func (b *breached) probe() error {
 		}
 		before = key
 	}
-	return nil
+	ntlm, err := b.lines.find(func(key []byte) int {
+		return cmp.Compare(ntlmOfPassword[:min(len(key), len(ntlmOfPassword))], string(key))
+	})
+	if ntlm {
+		return errors.New("it has NTLM hashes, where SHA-1 is needed")
+	}
+	return err
 }
+
+// ntlmOfPassword is the NTLM hash of "password". Have I Been Pwned has a file of such hashes too. They look like
+// SHA-1 cut to 32 digits, and no password would be found among them.
+const ntlmOfPassword = "8846F7EAEE8FB117AD06BDD830B7586C"
 
 func (b *breached) close() error { return b.file.Close() }
 

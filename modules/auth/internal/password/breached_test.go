@@ -117,12 +117,14 @@ func TestAFileThatIsNoBreachedSetIsRefusedAtTheStart(t *testing.T) {
 	backwards := slices.Clone(lines)
 	slices.Reverse(backwards)
 	for name, text := range map[string]string{
-		"words":          "password\n123456\n",
-		"blank lines":    strings.Join(lines, "\n\n"),
-		"no line ends":   strings.Join(lines, ""),
-		"spaces":         strings.Join(lines, " \n"),
-		"too short":      "0123456789ABCDE\n",
-		"SHA-256":        strings.Repeat("A", 64) + "\n",
+		"words":        "password\n123456\n",
+		"blank lines":  strings.Join(lines, "\n\n"),
+		"no line ends": strings.Join(lines, ""),
+		"spaces":       strings.Join(lines, " \n"),
+		"too short":    "0123456789ABCDE\n",
+		"SHA-256":      strings.Repeat("A", 64) + "\n",
+		"NTLM": "8846F7EAEE8FB117AD06BDD830B7586B:1\n8846F7EAEE8FB117AD06BDD830B7586C:52256179\n" +
+			"8846F7EAEE8FB117AD06BDD830B7586D:1\n",
 		"backwards":      strings.Join(backwards, "\n"),
 		"a long line":    strings.Join(lines, "\n") + "\n" + lines[99] + ":" + strings.Repeat("1", 500),
 		"zero bytes":     string(make([]byte, 4096)),
