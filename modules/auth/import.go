@@ -265,6 +265,9 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Ref
 	if rec.Username == "" {
 		return fault.Refuse("no_username", "has no username")
 	}
+	if strings.ContainsRune(rec.Hash+rec.Address+rec.SourceID, 0) { // PostgreSQL keeps none
+		return fault.Refuse("malformed", "has a NUL in its hash, its address or its id")
+	}
 	canonical, err := username.Canonical(s.cfg.UsernameProfile, rec.Username)
 	if r, ok := errors.AsType[*fault.Refusal](err); ok {
 		return fault.Refuse("username_"+r.Code, "the username "+r.Detail)

@@ -257,6 +257,8 @@ func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 				"username_too_long"},
 			{`{"username":"semi;colon","password_hash":"` + importHash + `"}`, "username_invalid_characters"},
 			{`{"username":"nul\u0000byte","password_hash":"` + importHash + `"}`, "username_invalid_characters"},
+			{`{"username":"nul-address","email":"a\u0000@example.com","password_hash":"` + importHash + `"}`, "malformed"},
+			{bomb(`pbkdf2_sha256$1000$salt\u0000salt$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4=`), "malformed"},
 			{`{"username":"nohash"}`, "no_password"},
 			{`{"username":"Username","Password_Hash":"` + importHash + `"}`, "no_password"},
 			{bomb("plaintext"), "hash_refused"},
