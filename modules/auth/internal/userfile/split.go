@@ -88,6 +88,8 @@ var otherForms = []struct {
 	{[]string{"\x28\xb5\x2f\xfd"}, "the input is compressed; pipe it through: zstd -dc"},
 	{[]string{"PK\x03"}, "the input is a ZIP archive or a spreadsheet; unpack it, or save it as CSV"},
 	{[]string{"SQLite format 3\x00"}, "the input is a database of SQLite; export its accounts as CSV"},
+	{[]string{"dn:", "version: 1\n", "version: 1\r\n", "# extended LDIF", "# LDIF"},
+		"the input is LDIF of a directory; make a CSV with the columns username and password_hash of it"},
 	{[]string{"PGDMP", "--\n", "--\r\n", "-- ", "/*", "INSERT INTO", "CREATE TABLE", "COPY "},
 		"the input is a dump in SQL or of pg_dump; export the table of the accounts as CSV"},
 }
