@@ -498,8 +498,23 @@ func (h *FirebaseHash) user(id, email, hash, salt, created string) (Record, erro
 // djangoObject reads an object of manage.py dumpdata: a user, or something else that was dumped
 // with them.
 func djangoObject(object []byte) (Record, error) {
+	// What has no password is of a model whose fields may have the same names and mean something else.
+	other, err := decodeObject[struct {
+		Model  string `json:"model"`
+		Fields struct {
+			Password  jsontext.Value `json:"password"`
+			Confirmed jsontext.Value `json:"confirmed"` // of a device of django-otp
+			Verified  jsontext.Value `json:"verified"`  // of an address of django-allauth
+		} `json:"fields"`
+	}](object)
+	if err != nil {
+		return Record{}, err
+	}
+	if o := other.Fields; (o.Password == nil || o.Password.Kind() == 'n') && other.Model != "" &&
+		!strings.HasSuffix(other.Model, ".user") {
+		return djangoOther(other.Model, string(o.Confirmed) == "false", string(o.Verified) == "false"), nil
+	}
 	d, err := decodeObject[struct {
-		Model  string         `json:"model"`
 		PK     jsontext.Value `json:"pk"`
 		Fields struct {
 			Username   *string        `json:"username"`
@@ -507,17 +522,12 @@ func djangoObject(object []byte) (Record, error) {
 			Password   *string        `json:"password"`
 			IsActive   *bool          `json:"is_active"`
 			DateJoined jsontext.Value `json:"date_joined"`
-			Confirmed  *bool          `json:"confirmed"` // of a device of django-otp
-			Verified   *bool          `json:"verified"`  // of an address of django-allauth
 		} `json:"fields"`
 	}](object)
 	if err != nil {
 		return Record{}, err
 	}
 	u := d.Fields
-	if u.Password == nil && d.Model != "" && !strings.HasSuffix(d.Model, ".user") {
-		return djangoOther(d.Model, u.Confirmed, u.Verified), nil
-	}
 	var email string
 	if text, err := jsontext.AppendUnquote(nil, u.Email); err == nil {
 		email = string(text)
@@ -535,13 +545,13 @@ func value(text *string) string {
 }
 
 // djangoOther reads what is no user: second factors and addresses have tables of their own.
-func djangoOther(model string, confirmed, verified *bool) Record {
+func djangoOther(model string, unconfirmed, unverified bool) Record {
 	rec := Record{Other: true}
 	app, name, _ := strings.Cut(strings.ToLower(model), ".")
 	switch {
-	case name == "emailaddress" && verified != nil && !*verified:
+	case name == "emailaddress" && unverified:
 		rec.Lost = []string{LostUnconfirmed}
-	case name == "statictoken", confirmed != nil && !*confirmed: // of a device that is counted, or none yet
+	case name == "statictoken", unconfirmed: // of a device that is counted, or none yet
 	case strings.HasSuffix(name, "totpdevice"), strings.HasSuffix(name, "hotpdevice"):
 		rec.Lost = []string{lostOTP}
 	case strings.HasSuffix(name, "device"), app == "mfa", strings.Contains(app, "webauthn"),

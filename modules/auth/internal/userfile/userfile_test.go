@@ -202,6 +202,27 @@ func TestOtherFormsAreNamed(t *testing.T) {
 	}
 }
 
+// A dump has whatever the project has.
+func TestFieldsOfOtherModelsOfDjangoMayHaveAnyType(t *testing.T) {
+	t.Parallel()
+	for text, lost := range map[string][]string{
+		`{"model":"shop.order","pk":1,"fields":{"confirmed":"2021-03-04T05:06:07Z","verified":3,"username":7,"is_active":"no"}}`: nil,
+		`{"model":"shop.guest","fields":{"password":null,"username":["a"]}}`:                                                     nil,
+		`{"model":"otp_totp.totpdevice","pk":1,"fields":{"confirmed":true}}`:                                                     {"otp"},
+		`{"model":"otp_totp.totpdevice","pk":1,"fields":{"confirmed":false}}`:                                                    nil,
+		`{"model":"account.emailaddress","pk":1,"fields":{"verified":false}}`:                                                    {"unconfirmed_address"},
+		`{"model":"account.emailaddress","pk":1,"fields":{"verified":true,"email":"a@example.com"}}`:                             nil,
+	} {
+		in, err := Open(strings.NewReader("["+text+"]"), "django", FormatAuto, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec, err := in.Next(); err != nil || rec.Refused != nil || !rec.Other || !slices.Equal(rec.Lost, lost) {
+			t.Errorf("%s: %+v, %v", text, rec, err)
+		}
+	}
+}
+
 func TestATelephoneNumberBesideTheNameIsCounted(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("testdata/firebase-hash.txt")
