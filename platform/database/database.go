@@ -253,17 +253,8 @@ func openSQLite(path string, conns int) (*DB, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
-	// SQLite would create its files with the umask's mode. Created here, the file belongs to the
-	// owner alone, and so do its -wal and -shm, which copy the mode.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	file, err := newOpenFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("open the database file: %w", err)
-	}
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("open the database file: %w", err)
-	}
-	file := &openFile{path: path}
-	if file.opened, err = os.Stat(path); err != nil {
 		return nil, fmt.Errorf("open the database file: %w", err)
 	}
 	q := url.Values{

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 )
@@ -16,6 +17,28 @@ import (
 type openFile struct {
 	path   string
 	opened fs.FileInfo
+	pin    io.Closer // while it is open, no other file gets the number by which this one is known
+}
+
+// newOpenFile makes the file if there is none.
+func newOpenFile(path string) (*openFile, error) {
+	// SQLite would create its files with the umask's mode. Created here, the file belongs to the
+	// owner alone, and so do its -wal and -shm, which copy the mode.
+	made, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = made.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := &openFile{path: path}
+	if f.pin, err = pin(path); err != nil {
+		return nil, err
+	}
+	if f.opened, err = os.Stat(path); err != nil {
+		return nil, errors.Join(err, f.pin.Close())
+	}
+	return f, nil
 }
 
 // check returns an error if the path does not lead to the open file any more. It takes about a microsecond.
@@ -44,18 +67,23 @@ type fileConnector struct {
 
 // Connect implements [driver.Connector].
 func (c fileConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
-	if replaced := c.file.check(); replaced != nil {
-		if err == nil {
-			_ = conn.Close() // nothing was done on it
-		}
-		return nil, replaced
+	// SQLite would bring the -wal of the open file into another one.
+	if err := c.file.check(); err != nil {
+		return nil, err
 	}
+	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.file.check(); err != nil {
+		_ = conn.Close() // nothing was done on it
 		return nil, err
 	}
 	return fileConn{conn.(sqliteConn), c.file}, nil
 }
+
+// Close implements [io.Closer]. It is called with the pool's.
+func (c fileConnector) Close() error { return c.file.pin.Close() }
 
 // sqliteConn is what connections of the driver are.
 type sqliteConn interface {

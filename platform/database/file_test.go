@@ -1,7 +1,9 @@
 package database_test
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -58,6 +60,55 @@ func TestAFileThatWasRemovedOrReplacedIsNotUsed(t *testing.T) {
 	}
 	if _, err := db.Write(t.Context(), "INSERT INTO a VALUES (1)"); err != nil {
 		t.Errorf("back in its place: %v", err)
+	}
+}
+
+// A file that was put in the place of the open one is not touched: not even opened, since SQLite would bring the -wal
+// of the open one into it. It is another one even if it gets the number of a removed one.
+func TestAFileInThePlaceOfTheOpenOneIsAnother(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, copied := filepath.Join(dir, "authctl.db"), filepath.Join(dir, "copy.db")
+	db, err := database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path), MaxConns: 1},
+		database.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	for _, statement := range []string{"CREATE TABLE a (n integer)", "VACUUM INTO '" + copied + "'",
+		"INSERT INTO a VALUES (1)"} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backup, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(when string) {
+		t.Helper()
+		var n int
+		err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n)
+		if !database.IsUnavailable(err) {
+			t.Fatalf("%s: %d rows, %v", when, n, err)
+		}
+	}
+	if err := os.Rename(copied, path); err != nil { // the -wal stays
+		t.Fatal(err)
+	}
+	refused("replaced")
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, backup) {
+		t.Errorf("the file in its place was changed, %v", err)
+	}
+	for n := range 100 {
+		if err := os.Rename(path, fmt.Sprintf("%s.%d", path, n)); err != nil {
+			t.Fatal(err)
+		}
+		refused("removed")
+		if err := os.WriteFile(path, backup, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		refused("another one")
 	}
 }
 
