@@ -322,8 +322,8 @@ type State struct {
 	RefusedUntil time.Time // zero: not refused
 }
 
-// State tells what unknown devices meet at the account, under the secret with the most failures. Without shared
-// counters it only knows of this process.
+// State tells what unknown devices meet at the account: under any of the secrets, the most failures and the longest
+// refusal. Without shared counters it only knows of this process.
 func (l *Limiter) State(ctx context.Context, account string) (worst State, err error) {
 	for _, key := range l.nameKeys {
 		k := keys{account: idUnder(key, classAccount, netip.Prefix{}, account)}
@@ -333,12 +333,9 @@ func (l *Limiter) State(ctx context.Context, account string) (worst State, err e
 				return State{}, errors.Join(ErrNotShared, ctx.Err())
 			}
 		}
-		if int(failures) <= worst.Failures {
-			continue
-		}
-		worst = State{Failures: int(failures)}
-		if wait > 0 {
-			worst.RefusedUntil = l.now().Add(wait).UTC()
+		worst.Failures = max(worst.Failures, int(failures))
+		if until := l.now().Add(wait).UTC(); wait > 0 && until.After(worst.RefusedUntil) {
+			worst.RefusedUntil = until
 		}
 	}
 	return worst, nil

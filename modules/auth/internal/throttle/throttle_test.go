@@ -486,6 +486,39 @@ func TestUnlockClearsWhatIsCountedUnderAnotherSecret(t *testing.T) {
 	}
 }
 
+// The secret with fewer failures may be the one under which servers refuse.
+func TestTheStateIsTheWorstOfAllSecrets(t *testing.T) {
+	t.Parallel()
+	w := onPostgres(t)
+	present := w.secret
+	wait := func(l *Limiter) {
+		s, err := l.State(t.Context(), "alice")
+		if err != nil || !s.RefusedUntil.After(w.clock.now()) {
+			t.Fatalf("state %+v, %v", s, err)
+		}
+		w.clock.advance(s.RefusedUntil.Sub(w.clock.now()) + time.Millisecond)
+	}
+	server := w.node(defaults(t))
+	for n := range 20 {
+		guess(t, server, Attempt{Account: "alice", Address: address(n)})
+	}
+	wait(server)
+	guess(t, server, Attempt{Account: "alice", Address: address(20)})
+	wait(server)
+	w.secret = config.Secret(rand.Text())
+	other := w.node(defaults(t))
+	for n := range 20 {
+		guess(t, other, Attempt{Account: "alice", Address: address(n)})
+	}
+	former := w.secret
+	w.secret = present
+	command := w.nodeWith(defaults(t), Options{PreviousSecrets: []config.Secret{former}})
+	s, err := command.State(t.Context(), "alice")
+	if err != nil || s.Failures != 21 || !s.RefusedUntil.After(w.clock.now()) {
+		t.Errorf("state %+v, %v, want 21 failures and refused", s, err)
+	}
+}
+
 func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
