@@ -39,6 +39,7 @@ import (
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	policy "k8s.io/api/policy/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 )
@@ -93,8 +94,6 @@ var empty = map[string]func() any{
 
 var separator = regexp.MustCompile(`(?m)^---\s*$`)
 
-// renderProfile decodes strictly: a field that Kubernetes does not know, or that occurs twice, is
-// an error.
 func renderProfile(t *testing.T, profile string, change ...func(map[string]any)) manifests {
 	t.Helper()
 	v := values(t, profile)
@@ -105,6 +104,12 @@ func renderProfile(t *testing.T, profile string, change ...func(map[string]any))
 	if err != nil {
 		t.Fatalf("%s: %v", profile, err)
 	}
+	return decode(t, profile, files)
+}
+
+// decode decodes strictly: a field that Kubernetes does not know, or that occurs twice, is an error.
+func decode(t *testing.T, profile string, files map[string]string) manifests {
+	t.Helper()
 	list := manifests{}
 	for name, text := range files {
 		if filepath.Ext(name) != ".yaml" {
@@ -117,7 +122,6 @@ func renderProfile(t *testing.T, profile string, change ...func(map[string]any))
 			var what struct {
 				APIVersion string `json:"apiVersion"`
 				Kind       string
-				Metadata   struct{ Name string }
 			}
 			if err := yaml.Unmarshal([]byte(document), &what); err != nil {
 				t.Fatalf("%s, %s: %v\n%s", profile, name, err, document)
@@ -130,7 +134,7 @@ func renderProfile(t *testing.T, profile string, change ...func(map[string]any))
 			if err := yaml.UnmarshalStrict([]byte(document), object); err != nil {
 				t.Fatalf("%s, %s: %v\n%s", profile, name, err, document)
 			}
-			key := what.Kind + " " + strings.TrimPrefix(what.Metadata.Name, "identity-authctl")
+			key := what.Kind + " " + strings.TrimPrefix(object.(meta.Object).GetName(), "identity-authctl")
 			if list[key] != nil {
 				t.Errorf("%s: %s occurs twice", profile, key)
 			}
@@ -241,7 +245,100 @@ func TestTheClusterMayChooseTheUser(t *testing.T) {
 				!*s.RunAsNonRoot {
 				t.Errorf("%s, %s: the security context is %+v", profile, name, s)
 			}
+			// The files are root's. Only a group that the cluster gives the pod could read what others may not.
+			for _, v := range pod.Spec.Volumes {
+				if v.Projected != nil && *v.Projected.DefaultMode&0o004 == 0 {
+					t.Errorf("%s, %s: the pod may not read its secrets: %o", profile, name, *v.Projected.DefaultMode)
+				}
+			}
 		}
+	}
+}
+
+// The cluster autoscaler leaves a node alone whose pods have an emptyDir, unless they say that it may go.
+func TestPodsHoldOnToNoNode(t *testing.T) {
+	t.Parallel()
+	const may = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+	for _, profile := range profiles {
+		for name, pod := range renderProfile(t, profile).pods() {
+			for _, v := range pod.Spec.Volumes {
+				if v.EmptyDir != nil && pod.Annotations[may] != v.Name {
+					t.Errorf("%s, %s: it keeps its node for %s: %v", profile, name, v.Name, pod.Annotations)
+				}
+			}
+		}
+	}
+	own := renderProfile(t, "large", func(v map[string]any) {
+		v["podAnnotations"] = map[string]any{may: "data,more"}
+	}).pods()["Deployment -serve"]
+	if own.Annotations[may] != "data,more" {
+		t.Errorf("the annotations are %v", own.Annotations)
+	}
+}
+
+// A spread constraint of a pod replaces those of the scheduler, which spread over zones as well.
+func TestReplicasPreferDifferentZones(t *testing.T) {
+	t.Parallel()
+	m := renderProfile(t, "standard")
+	for _, component := range []string{"serve", "relay"} {
+		spec := get[apps.Deployment](t, m, "Deployment -"+component).Spec
+		apart := spec.Template.Spec.Affinity.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution
+		term := apart[0].PodAffinityTerm
+		if term.TopologyKey != core.LabelTopologyZone || !reflect.DeepEqual(term.LabelSelector, spec.Selector) {
+			t.Errorf("%s: %+v", component, term)
+		}
+		spread := spec.Template.Spec.TopologySpreadConstraints
+		if len(spread) != 1 || spread[0].TopologyKey != core.LabelHostname ||
+			!reflect.DeepEqual(spread[0].LabelSelector, spec.Selector) {
+			t.Errorf("%s: %+v", component, spread)
+		}
+	}
+	own := renderProfile(t, "standard", func(v map[string]any) {
+		v["affinity"] = map[string]any{"nodeAffinity": map[string]any{}}
+	}).pods()["Deployment -serve"].Spec.Affinity
+	if own.NodeAffinity == nil || own.PodAntiAffinity != nil {
+		t.Errorf("the affinity is %+v", own)
+	}
+}
+
+// Kubernetes takes names that YAML reads as numbers and the like, unless they are in quotes.
+func TestNamesAreText(t *testing.T) {
+	t.Parallel()
+	secret := map[string]any{"name": "0777", "key": "1e3"}
+	m := renderProfile(t, "small", func(v map[string]any) {
+		v["serviceAccountName"], v["priorityClassName"] = "123", "null"
+		v["image"] = map[string]any{"pullSecrets": []any{"1e3", "true"}}
+		v["serve"].(map[string]any)["secrets"] = map[string]any{"auth.token.secret": secret}
+		v["serve"].(map[string]any)["autoscaling"] = map[string]any{"enabled": true, "metric": "12"}
+		v["relay"].(map[string]any)["existingClaim"] = "2024"
+	})
+	for name, pod := range m.pods() {
+		if pod.Spec.ServiceAccountName != "123" || pod.Spec.PriorityClassName != "null" ||
+			len(pod.Spec.ImagePullSecrets) != 2 || pod.Spec.ImagePullSecrets[0].Name != "1e3" {
+			t.Errorf("%s: %+v", name, pod.Spec)
+		}
+	}
+	claim := m.pods()["Deployment -relay"].Spec.Volumes[0].PersistentVolumeClaim
+	files := m.pods()["Deployment -serve"].Spec.Volumes[1].Projected.Sources[0].Secret
+	if claim.ClaimName != "2024" || files.Name != "0777" || files.Items[0].Key != "1e3" {
+		t.Errorf("%+v, %+v", claim, files)
+	}
+}
+
+// Kubernetes replaces $(NAME) in the value of a variable, and $$ by $.
+func TestDollarsOfSettingsStay(t *testing.T) {
+	t.Parallel()
+	const from = `"{{ A }} $(APP_MODE) $$ $B" <no-reply@example.com>`
+	m := renderProfile(t, "standard", func(v map[string]any) {
+		v["settings"].(map[string]any)["mail"] = map[string]any{"from": from}
+	})
+	for _, v := range m.pods()["Deployment -relay"].Spec.Containers[0].Env {
+		if v.Name == "MAIL_FROM" && v.Value != strings.ReplaceAll(from, "$", "$$") {
+			t.Errorf("mail.from becomes %s", v.Value)
+		}
+	}
+	if have := variables(m.pods()["Deployment -relay"].Spec.Containers[0])["MAIL_FROM"]; have != from {
+		t.Errorf("mail.from becomes %s", have)
 	}
 }
 
@@ -299,11 +396,11 @@ func TestSelectorsFindTheirPods(t *testing.T) {
 	}
 }
 
-// variables are the ones that the container sets, including files of secrets.
+// variables are the ones that the container sets, including files of secrets, as Kubernetes passes them on.
 func variables(c core.Container) map[string]string {
 	list := map[string]string{}
 	for _, v := range c.Env {
-		list[v.Name] = v.Value
+		list[v.Name] = strings.ReplaceAll(v.Value, "$$", "$")
 	}
 	return list
 }
@@ -340,7 +437,7 @@ func TestTheChartSetsOnlyWhatCanBeSet(t *testing.T) {
 						t.Errorf("%s, %s: %s sets %s twice", profile, name, c.Name, v.Name)
 					}
 					seen[v.Name] = true
-					if !known[v.Name] && !strings.HasPrefix(v.Name, "OTEL_") {
+					if !known[v.Name] && !strings.HasPrefix(v.Name, "OTEL_") && v.Name != "PGSSLROOTCERT" {
 						t.Errorf("%s, %s: %s sets %s, which is no setting", profile, name, c.Name, v.Name)
 					}
 					if strings.Contains(v.Name, "PASSWORD") && !strings.HasSuffix(v.Name, "_FILE") &&
@@ -395,7 +492,7 @@ func TestTheBinaryTakesTheSettings(t *testing.T) {
 					if strings.HasSuffix(key, "_FILE") && !mounted(pod, c, value) {
 						t.Errorf("%s, %s: no volume has %s", profile, name, value)
 					}
-					if strings.Contains(key, "_TLS_") && strings.HasSuffix(key, "_FILE") {
+					if strings.HasPrefix(value, "/etc/authctl/") {
 						value = filepath.Join(certificates, filepath.Base(value))
 					}
 					if path, secret := strings.CutPrefix(value, "/run/secrets/authctl/"); secret {
@@ -486,8 +583,8 @@ func TestEachRoleHasItsOwnSecrets(t *testing.T) {
 		for _, c := range containers(m.pods()[name]) {
 			env := variables(c)
 			var files []string
-			for key := range env {
-				if strings.HasSuffix(key, "_FILE") && key != "KAFKA_TLS_CA_FILE" {
+			for key, value := range env {
+				if strings.HasPrefix(value, "/run/secrets/authctl/") {
 					files = append(files, key)
 				}
 			}
@@ -566,6 +663,16 @@ func TestTheSchemaComesBeforeTheServers(t *testing.T) {
 		if !slices.Equal(commands, want) || len(job.Spec.Template.Spec.Containers) != 1 {
 			t.Errorf("%s: the job runs %q, want %q", profile, commands, want)
 		}
+		// Without Helm the page applies first what has this label.
+		var first []string
+		for key, object := range renderProfile(t, profile) {
+			if object.(meta.Object).GetLabels()["app.kubernetes.io/component"] == "migrate" {
+				first = append(first, key)
+			}
+		}
+		if slices.Sort(first); !slices.Equal(first, []string{"Job -migrate", "NetworkPolicy -migrate"}) {
+			t.Errorf("%s: %q come first", profile, first)
+		}
 	}
 }
 
@@ -598,6 +705,12 @@ func TestStoppingLosesNoRequest(t *testing.T) {
 		if grace := *relay.Spec.Template.Spec.TerminationGracePeriodSeconds; grace < answers {
 			t.Errorf("%s: a relay is killed after %d s, but its answers may take %d s", profile, grace, answers)
 		}
+		// With externalTrafficPolicy Local the last pod of a node gets requests while it counts as ready.
+		ready := serve.Spec.Template.Spec.Containers[0].ReadinessProbe
+		fails := time.Duration((ready.FailureThreshold-1)*ready.PeriodSeconds) * time.Second
+		if profile == "large" && fails < drain || profile != "large" && ready.FailureThreshold != 2 {
+			t.Errorf("%s: a pod that stops for %s counts as failed after %s", profile, drain, fails)
+		}
 		if (serve.Spec.Replicas == nil) != (profile == "large") {
 			t.Errorf("%s: the Deployment and the autoscaler disagree about replicas", profile)
 		}
@@ -621,6 +734,12 @@ func TestStoppingLosesNoRequest(t *testing.T) {
 
 func TestProbesFollowTheSettings(t *testing.T) {
 	t.Parallel()
+	for profile, want := range map[string]string{"standard": "curl -s http://", "large": "curl -sk https://"} {
+		files, err := render(values(t, profile))
+		if err != nil || !strings.Contains(files["authctl/templates/NOTES.txt"], want) {
+			t.Errorf("%s: the notes do not ask by %s: %v", profile, want, err)
+		}
+	}
 	for profile, want := range map[string]struct {
 		scheme         core.URIScheme
 		port, operator int32
@@ -692,6 +811,18 @@ func TestNetworkPoliciesOpenWhatIsNeeded(t *testing.T) {
 	}
 }
 
+// A load balancer has the addresses of clients, which are in no namespace.
+func TestTheLoadBalancerReachesThePods(t *testing.T) {
+	t.Parallel()
+	m := renderProfile(t, "large")
+	service := get[core.Service](t, m, "Service ").Spec
+	clients := get[networking.NetworkPolicy](t, m, "NetworkPolicy -serve").Spec.Ingress[0]
+	if service.Type != core.ServiceTypeLoadBalancer || service.ExternalTrafficPolicy != "Local" ||
+		len(clients.From) == 0 || clients.From[0].IPBlock == nil {
+		t.Errorf("%+v, %+v", service, clients)
+	}
+}
+
 func TestPrometheusHasTheAlertsOfTheRepository(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../prometheus/alerts.yml")
@@ -740,6 +871,8 @@ func TestEveryReleaseNameMakesNamesThatAClusterTakes(t *testing.T) {
 		"identity": "identity-authctl", "authctl": "authctl", "my.authctl.eu": "my-authctl-eu",
 		"team.identity": "team-identity-authctl",
 		"2nd":           "authctl-2nd", "2.authctl": "authctl-2-authctl", long: strings.TrimSuffix(long[:50], "-"),
+		strings.Repeat("a", 48) + "--b": strings.Repeat("a", 48), "2024": "authctl-2024", "1e3": "authctl-1e3",
+		"0777": "authctl-0777", "true": "true-authctl", "null": "null-authctl",
 	} {
 		if err := chartutil.ValidateReleaseName(release); err != nil {
 			t.Fatalf("%s: %v", release, err)
@@ -748,34 +881,23 @@ func TestEveryReleaseNameMakesNamesThatAClusterTakes(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", release, err)
 		}
-		names := 0
-		for file, text := range files {
-			for _, document := range separator.Split(text, -1) {
-				var object struct {
-					Kind     string
-					Metadata struct {
-						Name   string
-						Labels map[string]string
-					}
-				}
-				if filepath.Ext(file) != ".yaml" || yaml.Unmarshal([]byte(document), &object) != nil ||
-					object.Kind == "" {
-					continue
-				}
-				names++
-				name := object.Metadata.Name
-				if found := validation.IsDNS1035Label(name); len(found) > 0 || !strings.HasPrefix(name, want) {
-					t.Errorf("%s: the %s %s: %v", release, object.Kind, name, found)
-				}
-				for key, value := range object.Metadata.Labels {
-					if found := validation.IsValidLabelValue(value); len(found) > 0 {
-						t.Errorf("%s: the label %s of the %s: %v", release, key, object.Kind, found)
-					}
+		objects := decode(t, release, files)
+		for key, object := range objects {
+			name, labels := object.(meta.Object).GetName(), object.(meta.Object).GetLabels()
+			if found := validation.IsDNS1035Label(name); len(found) > 0 || !strings.HasPrefix(name, want) {
+				t.Errorf("%s: %s is called %s: %v", release, key, name, found)
+			}
+			if have := labels["app.kubernetes.io/instance"]; have != release {
+				t.Errorf("%s: the instance of %s is %s", release, key, have)
+			}
+			for label, value := range labels {
+				if found := validation.IsValidLabelValue(value); len(found) > 0 {
+					t.Errorf("%s: the label %s of %s: %v", release, label, key, found)
 				}
 			}
 		}
-		if names < 9 {
-			t.Errorf("%s: %d objects", release, names)
+		if len(objects) < 9 {
+			t.Errorf("%s: %d objects", release, len(objects))
 		}
 	}
 }
@@ -881,6 +1003,23 @@ func TestMistakesAreRefused(t *testing.T) {
 		"set relay.replicas to 1": func(v map[string]any) {
 			delete(at(v, "settings"), "kafka")
 			at(v, "relay")["existingClaim"] = "x"
+		},
+		"kafka.brokers has kafka-0 without a port": func(v map[string]any) {
+			at(v, "settings", "kafka")["brokers"] = []any{"kafka-0"}
+		},
+		"app.port is 0":        func(v map[string]any) { at(v, "settings", "app")["port"] = 0 },
+		"serve/maxUnavailable": func(v map[string]any) { at(v, "serve")["maxUnavailable"] = "101%" },
+		"serve/autoscaling/target": func(v map[string]any) {
+			at(v, "serve", "autoscaling")["target"] = "0"
+		},
+		"externalTrafficPolicy is for": func(v map[string]any) {
+			at(v, "serve", "service")["externalTrafficPolicy"] = "Local"
+		},
+		"/volumes/0/name": func(v map[string]any) {
+			v["volumes"] = []any{map[string]any{"name": "secrets", "emptyDir": map[string]any{}}}
+		},
+		"/volumeMounts/0/mountPath": func(v map[string]any) {
+			v["volumeMounts"] = []any{map[string]any{"name": "ca", "mountPath": "/data"}}
 		},
 		"app.port and operator.port are both 9090": func(v map[string]any) { at(v, "settings", "app")["port"] = 9090 },
 		"podLabels has app.kubernetes.io/component": func(v map[string]any) {

@@ -6,13 +6,13 @@
 {{- else if not (contains "authctl" $name) -}}
 {{- $name = printf "%s-authctl" $name -}}
 {{- end -}}
-{{- $name | trunc 50 | trimSuffix "-" -}}
+{{- $name | trunc 50 | trimAll "-" -}}
 {{- end -}}
 
 {{- /* Labels that select the pods of a component. Call with (list $ "serve"). */ -}}
 {{- define "authctl.selector" -}}
 app.kubernetes.io/name: authctl
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
@@ -21,6 +21,11 @@ app.kubernetes.io/component: {{ index . 1 }}
 app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | replace "+" "_" | trunc 63 | quote }}
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{- /* Annotations of pods. By the first one the cluster autoscaler may remove a node whose pods have an emptyDir. */ -}}
+{{- define "authctl.annotations" -}}
+{{- toYaml (merge (deepCopy .Values.podAnnotations) (dict "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes" "data")) -}}
 {{- end -}}
 
 {{- define "authctl.image" -}}
@@ -74,7 +79,8 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- end -}}
 {{- end -}}
 
-{{- /* Nested settings as environment variables. Call with (dict "settings" … "prefix" ""). */ -}}
+{{- /* Nested settings as environment variables. Call with (dict "settings" … "prefix" ""). Kubernetes replaces
+$(NAME) and makes $$ one $ again. */ -}}
 {{- define "authctl.environment" -}}
 {{- $prefix := .prefix -}}
 {{- range $name, $value := .settings }}
@@ -83,7 +89,7 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- include "authctl.environment" (dict "settings" $value "prefix" (printf "%s_" $path)) }}
 {{- else if not (kindIs "invalid" $value) }}
 - name: {{ upper $path }}
-  value: {{ include "authctl.text" $value | quote }}
+  value: {{ include "authctl.text" $value | replace "$" "$$" | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -137,9 +143,22 @@ and of the mail server after that, as a relay does. */ -}}
 {{- fail "relays without Kafka write the events to a file: set relay.replicas to 1" -}}
 {{- end -}}
 {{- end -}}
+{{- range compact (splitList "," (include "authctl.setting" (list . "relay" "kafka.brokers" ""))) -}}
+{{- if not (regexMatch ":[0-9]+$" .) -}}
+{{- fail (printf "kafka.brokers has %s without a port: write host:port, such as %s:9093" . .) -}}
+{{- end -}}
+{{- end -}}
 {{- $port := include "authctl.setting" (list . "serve" "app.port" "8080") -}}
+{{- if eq (int $port) 0 -}}
+{{- fail "app.port is 0, any free port, where no Service could find it: choose a port" -}}
+{{- end -}}
 {{- if eq (int $port) (int .Values.operator.port) -}}
 {{- fail (printf "app.port and operator.port are both %s: choose another one for operator.port" $port) -}}
+{{- end -}}
+{{- with .Values.serve.service -}}
+{{- if and .externalTrafficPolicy (eq .type "ClusterIP") -}}
+{{- fail "serve.service.externalTrafficPolicy is for the types NodePort and LoadBalancer: leave it out" -}}
+{{- end -}}
 {{- end -}}
 {{- with .Values.serve.autoscaling -}}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
@@ -205,7 +224,7 @@ volumeMounts:
 {{- $values := index $root.Values $component -}}
 automountServiceAccountToken: false
 {{- with $root.Values.serviceAccountName }}
-serviceAccountName: {{ . }}
+serviceAccountName: {{ . | quote }}
 {{- end }}
 # Variables of other services must not be taken for settings: a service called app sets APP_PORT.
 enableServiceLinks: false
@@ -221,15 +240,32 @@ securityContext:
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
-{{- range $field := list "nodeSelector" "tolerations" "affinity" "priorityClassName" }}
+{{- with $root.Values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- range $field := list "nodeSelector" "tolerations" }}
 {{- with index $root.Values $field }}
 {{ $field }}:
-  {{- kindIs "string" . | ternary (printf " %s" .) (toYaml . | nindent 2) }}
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+affinity:
+  {{- with $root.Values.affinity }}
+  {{- toYaml . | nindent 2 }}
+  {{- else }}
+  # A spread constraint over zones would undo the one over nodes, where nodes have no zone.
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: topology.kubernetes.io/zone
+          labelSelector:
+            matchLabels:
+              {{- include "authctl.selector" . | nindent 14 }}
+  {{- end }}
 {{- if ne $component "migrate" }}
 topologySpreadConstraints:
   - maxSkew: 1
@@ -242,7 +278,7 @@ topologySpreadConstraints:
 volumes:
   {{- if and (eq $component "relay") $values.existingClaim }}
   - name: data
-    persistentVolumeClaim: {claimName: {{ $values.existingClaim }}}
+    persistentVolumeClaim: {claimName: {{ $values.existingClaim | quote }}}
   {{- else }}
   - name: data
     emptyDir: {}
@@ -250,11 +286,12 @@ volumes:
   {{- with include "authctl.secrets" . | fromYaml }}
   - name: secrets
     projected:
-      defaultMode: 0440
+      # Without a group of the pod's own they would be those of root.
+      defaultMode: {{ if index $root.Values "user" }}0440{{ else }}0444{{ end }}
       sources:
         {{- range $path, $source := . }}
         - secret:
-            name: {{ $source.name }}
+            name: {{ $source.name | quote }}
             items: [{key: {{ $source.key | quote }}, path: {{ $path }}}]
         {{- end }}
   {{- end }}
