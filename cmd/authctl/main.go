@@ -10,6 +10,9 @@ import (
 )
 
 func main() {
+	// Who reads what is written may have seen enough, or be gone. That ends a process where it writes its result, but
+	// not in the middle of its work because of a line of the log.
+	signal.Ignore(syscall.SIGPIPE)
 	// The first signal asks for an orderly stop; the second one stops the process at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
@@ -24,7 +27,3 @@ func hangups() <-chan os.Signal {
 	signal.Notify(c, syscall.SIGHUP)
 	return c
 }
-
-// ignoreBrokenPipes keeps a server alive when nobody reads its log any more. Commands should end
-// instead: authctl user list | head.
-func ignoreBrokenPipes() { signal.Ignore(syscall.SIGPIPE) }

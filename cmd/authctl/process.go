@@ -18,7 +18,6 @@ import (
 func untilStopped(
 	ctx context.Context, stderr io.Writer, load func() (settings, error), run func(a *app) error,
 ) (err error) {
-	ignoreBrokenPipes()
 	hangup := hangups()
 	defer tuning.RoomyHeap()()
 	s, err := load()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -48,6 +49,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	if err == nil {
 		return exitDone
+	}
+	if errors.Is(out.failed, syscall.EPIPE) && errors.Is(err, out.failed) {
+		return exitFailed // who reads it has seen enough: authctl user list | head
 	}
 	code := exitFailed
 	_, misused := errors.AsType[misuse](err)
