@@ -68,11 +68,14 @@ func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (i
 		}
 		return nil
 	})
-	if err = errors.Join(err, flush()); err != nil {
+	err = errors.Join(err, flush())
+	if err == nil || n > 0 { // what was written before an error is out
+		s.security.Info("users_exported", zap.Int64("users", n), zap.Bool("password_hashes", opt.PasswordHashes),
+			zap.String("by", byAdmin))
+	}
+	if err != nil {
 		return n, fmt.Errorf("export users: %w", err)
 	}
-	s.security.Info("users_exported", zap.Int64("users", n), zap.Bool("password_hashes", opt.PasswordHashes),
-		zap.String("by", byAdmin))
 	return n, nil
 }
 
