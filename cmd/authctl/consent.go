@@ -22,7 +22,7 @@ func (c *consent) add(cmd *cobra.Command) {
 // terminalOf returns the terminal of standard input, or nil.
 func terminalOf(cmd *cobra.Command) *os.File {
 	if isTerminal(cmd.InOrStdin()) {
-		return cmd.InOrStdin().(*os.File)
+		return fileOf(cmd.InOrStdin())
 	}
 	return nil
 }
@@ -33,13 +33,13 @@ func (c *consent) ask(cmd *cobra.Command, loss string) error {
 	if c.yes {
 		return nil
 	}
-	terminal := terminalOf(cmd)
-	if terminal == nil {
+	if terminalOf(cmd) == nil {
 		return misuse{fmt.Errorf("%s: say --yes if you mean it", loss)}
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s.\nGo on? [y/N] ", loss)
-	answer, err := bufio.NewReader(io.LimitReader(terminal, 256)).ReadString('\n')
+	answer, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 256)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
+		fmt.Fprintln(cmd.ErrOrStderr())
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	switch strings.ToLower(strings.TrimSpace(answer)) {

@@ -329,8 +329,11 @@ func isTerminal(stream any) bool {
 
 // fileOf returns the file that a stream is, or nil.
 func fileOf(stream any) *os.File {
-	if o, ok := stream.(*output); ok {
-		stream = o.Writer
+	switch s := stream.(type) {
+	case *output:
+		stream = s.Writer
+	case *input:
+		stream = s.Reader
 	}
 	f, _ := stream.(*os.File)
 	return f

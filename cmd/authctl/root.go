@@ -40,7 +40,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root := newRoot()
 	out := &output{Writer: stdout}
 	root.SetArgs(args)
-	root.SetIn(stdin)
+	root.SetIn(&input{Reader: stdin, ctx: ctx})
 	root.SetOut(out)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
@@ -116,6 +116,37 @@ func inWords(err error) string {
 		words += "\n  " + f.Field + " " + f.Detail
 	}
 	return strings.Replace(err.Error(), refusal.Error(), words, 1)
+}
+
+// input is standard input. Nothing else ends a read for which nothing comes: Ctrl-C and SIGTERM only end ctx.
+type input struct {
+	io.Reader
+	ctx    context.Context // of the process
+	buffer []byte          // of the read that may still be under way when ctx ends
+}
+
+func (in *input) Read(p []byte) (int, error) {
+	type result struct {
+		n   int
+		err error
+	}
+	if err := in.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if len(in.buffer) < len(p) {
+		in.buffer = make([]byte, len(p))
+	}
+	buffer, done := in.buffer[:len(p)], make(chan result, 1)
+	go func() {
+		n, err := in.Reader.Read(buffer)
+		done <- result{n, err}
+	}()
+	select {
+	case r := <-done:
+		return copy(p, buffer[:r.n]), r.err
+	case <-in.ctx.Done():
+		return 0, in.ctx.Err()
+	}
 }
 
 // global holds the flags that every command has.

@@ -4,7 +4,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -13,10 +15,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // terminal opens a terminal of so many columns. close returns what was written to it.
@@ -138,5 +143,48 @@ func TestAProgressBarStaysInItsLine(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Nothing comes from a terminal where nobody types, nor from a pipe whose other end waits. The first signal ends the
+// wait; it must not take a second one, which stops the process at once.
+func TestASignalEndsTheWaitForInput(t *testing.T) {
+	t.Chdir(t.TempDir())
+	t.Setenv("AUTH_PASSWORD_BCRYPT_COST", "4")
+	for _, line := range [][]string{
+		{"token", "inspect"}, {"user", "create", "alice", "--password-stdin"}, {"user", "import", "-"},
+		{"user", "delete", "alice"},
+	} {
+		if line[1] == "delete" { // which asks
+			var stderr bytes.Buffer
+			if code := run(t.Context(), []string{"user", "create", "alice", "--password-stdin"},
+				strings.NewReader("correct horse battery staple\n"), io.Discard, &stderr); code != exitDone {
+				t.Fatal(stderr.String())
+			}
+		}
+		tty, end := terminal(t, 80)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan string)
+		go func() {
+			var stderr bytes.Buffer
+			code := run(ctx, line, tty, io.Discard, &stderr)
+			ended <- fmt.Sprintf("%d: %s", code, &stderr)
+		}()
+		select {
+		case said := <-ended:
+			t.Errorf("%q waits for nothing, and ends with %s", line, said)
+		case <-time.After(500 * time.Millisecond):
+		}
+		stop()
+		select {
+		case said := <-ended:
+			if !strings.HasPrefix(said, "1: ") || !strings.Contains(said, "\nauthctl: stopped") &&
+				!strings.HasPrefix(said, "1: authctl: stopped") {
+				t.Errorf("%q ends with %s", line, said)
+			}
+		case <-time.After(testenv.Patience):
+			t.Errorf("%q still waits", line)
+		}
+		_ = end()
 	}
 }
