@@ -266,8 +266,11 @@ As JSON it is one object a line.`,
   authctl outbox tail --type auth.UserLoggedIn.v1 --last 100 -o json`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if opt.Last < 0 || opt.From < 0 {
-				return misuse{errors.New("--last and --from take no negative numbers")}
+			if opt.Last < 0 {
+				return misuse{errors.New("--last takes no negative number")}
+			}
+			if cmd.Flags().Changed("from") && opt.From < 1 { // 0 would mean that it is not given
+				return misuse{errors.New("--from is the id of an event, and ids begin with 1")}
 			}
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				out := bufio.NewWriter(cmd.OutOrStdout())

@@ -99,12 +99,12 @@ func parseNetwork(text string) (netip.Prefix, error) {
 }
 
 // parseMoment parses a flag that is a time or a duration before now. An empty text is the zero
-// time.
+// time, which chooses everything. So the text of that time is refused: programs write it for none.
 func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	if at, err := time.Parse(time.RFC3339, text); err == nil {
+	if at, err := time.Parse(time.RFC3339, text); err == nil && !at.IsZero() {
 		return at, nil
 	}
 	ago, err := time.ParseDuration(text)

@@ -21,7 +21,8 @@ func TestAMomentIsATimeOrHowLongAgoItWas(t *testing.T) {
 			t.Errorf("%q is %v, %v; want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"yesterday", "-1h", "72", "2026-11-01", "h", "1h ago"} {
+	for _, text := range []string{"yesterday", "-1h", "72", "2026-11-01", "h", "1h ago", "0001-01-01T00:00:00Z",
+		"0001-01-01T01:00:00+01:00"} {
 		_, err := parseMoment("before", text, now)
 		if _, misused := errors.AsType[misuse](err); !misused {
 			t.Errorf("%q: %v", text, err)

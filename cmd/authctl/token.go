@@ -73,7 +73,7 @@ AUTHCTL_CLIENT_SECRET.`,
 	cmd.Flags().BoolVar(&o.jws, "jws", false,
 		"verify a bare JWS: only its signature, without rules about claims; needs --jwks")
 	cmd.Flags().StringVar(&o.issuer, "issuer", "",
-		"the issuer that the token must have; with --as-verifier if URL is only one of its servers")
+		"with --jwks or --as-verifier: the issuer that the token must have, which URL may be only one server of")
 	cmd.Flags().StringVar(&o.audience, "audience", "",
 		"with --jwks or --as-verifier: the audience that the token must have")
 	cmd.Flags().StringVar(&o.verifier.url, "as-verifier", "", "URL of an issuer: what a verifier elsewhere says")
@@ -86,6 +86,9 @@ AUTHCTL_CLIENT_SECRET.`,
 func (o *inspectOptions) run(cmd *cobra.Command, text string) error {
 	if o.jws && o.jwks == "" {
 		return misuse{errors.New("--jws needs --jwks")}
+	}
+	if o.verifier.url == "" && (o.jwks == "" || o.jws) && (o.issuer != "" || o.audience != "") {
+		return misuse{errors.New("--issuer and --audience go with --as-verifier, or with --jwks and without --jws")}
 	}
 	if o.verifier.url == "" && (o.verifier.client != "" || o.verifier.secretFile != "") {
 		return misuse{errors.New("--client and --client-secret-file go with --as-verifier")}
