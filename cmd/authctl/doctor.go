@@ -477,7 +477,7 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 
 // databaseFails gives the advice for this kind of error, or the given one.
 func (d *doctor) databaseFails(err error, otherwise string) finding {
-	return failing(err.Error(), cmp.Or(database.Remedy(err, false), otherwise))
+	return failing(err.Error(), cmp.Or(database.Remedy(err, database.AnyTask), otherwise))
 }
 
 func (d *doctor) schema(ctx context.Context) []finding {

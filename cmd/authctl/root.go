@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case stopped:
 		words = "stopped before it was done"
 	}
-	if remedy := database.Remedy(err, strings.HasPrefix(cmd.CommandPath(), "authctl migrate")); remedy != "" {
+	if remedy := database.Remedy(err, taskOf(cmd)); remedy != "" {
 		words += "; " + remedy
 	}
 	if uncertain && !told {
@@ -82,6 +82,20 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 	}
 	return code
+}
+
+// taskOf is what a command does in the database, of which each role may do a part.
+func taskOf(cmd *cobra.Command) database.Task {
+	group, _, _ := strings.Cut(strings.TrimPrefix(cmd.CommandPath(), "authctl "), " ")
+	switch group {
+	case "migrate", "restore":
+		return database.OwnTables
+	case "user", "session", "token", "key", "verifier":
+		return database.ServeUsers
+	case "outbox":
+		return database.RelayEvents
+	}
+	return database.AnyTask
 }
 
 // advised is a failure whose text says what to do about a change that may have been made.
@@ -102,20 +116,6 @@ func (o *output) Write(p []byte) (int, error) {
 		o.failed = err
 	}
 	return n, err
-}
-
-// inWords is the text of an error for a person. For a fault it leaves out the code, which is for
-// programs, and names the faulty fields.
-func inWords(err error) string {
-	refusal, ok := errors.AsType[*fault.Fault](err)
-	if !ok {
-		return err.Error()
-	}
-	words := cmp.Or(refusal.Message, refusal.Title)
-	for _, f := range refusal.Fields {
-		words += "\n  " + f.Field + " " + f.Detail
-	}
-	return strings.Replace(err.Error(), refusal.Error(), words, 1)
 }
 
 // input is standard input. Nothing else ends a read for which nothing comes: Ctrl-C and SIGTERM only end ctx.
@@ -147,6 +147,20 @@ func (in *input) Read(p []byte) (int, error) {
 	case <-in.ctx.Done():
 		return 0, in.ctx.Err()
 	}
+}
+
+// inWords is the text of an error for a person. For a fault it leaves out the code, which is for
+// programs, and names the faulty fields.
+func inWords(err error) string {
+	refusal, ok := errors.AsType[*fault.Fault](err)
+	if !ok {
+		return err.Error()
+	}
+	words := cmp.Or(refusal.Message, refusal.Title)
+	for _, f := range refusal.Fields {
+		words += "\n  " + f.Field + " " + f.Detail
+	}
+	return strings.Replace(err.Error(), refusal.Error(), words, 1)
 }
 
 // global holds the flags that every command has.

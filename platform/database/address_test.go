@@ -328,7 +328,7 @@ func TestTheErrorOfSeveralServersIsOfAllOfThem(t *testing.T) {
 		" takes no writes") {
 		t.Errorf("the error is: %v", err)
 	}
-	if got := database.Remedy(err, false); !strings.Contains(got, "promote a standby") {
+	if got := database.Remedy(err, database.AnyTask); !strings.Contains(got, "promote a standby") {
 		t.Errorf("the remedy is: %s", got)
 	}
 }

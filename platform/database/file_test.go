@@ -34,8 +34,8 @@ func TestAFileThatWasRemovedOrReplacedIsNotUsed(t *testing.T) {
 		t.Helper()
 		_, err := db.Write(t.Context(), "INSERT INTO a VALUES (1)")
 		if !database.IsUnavailable(err) || !strings.Contains(err.Error(), "removed or replaced") ||
-			database.Remedy(err, false) == "" {
-			t.Errorf("%s, a write: %v, and the remedy %q", when, err, database.Remedy(err, false))
+			database.Remedy(err, database.AnyTask) == "" {
+			t.Errorf("%s, a write: %v, and the remedy %q", when, err, database.Remedy(err, database.AnyTask))
 		}
 		var n int
 		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n); !database.IsUnavailable(err) {

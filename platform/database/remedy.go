@@ -47,10 +47,27 @@ var remedies = []struct{ code, remedy string }{
 	{"26000", "let the pooler keep sessions (pool_mode = session), or prepared statements (max_prepared_statements)"},
 }
 
+// Task is what was tried. It decides which role may do it.
+type Task int
+
+const (
+	AnyTask     Task = iota
+	OwnTables        // authctl migrate, restore
+	ServeUsers       // commands about accounts, sessions and keys
+	RelayEvents      // commands about the outbox
+)
+
+// forbidden are the remedies of a role without a right, where the task says which role has it.
+var forbidden = map[Task]string{
+	OwnTables: "run it as the role that owns the tables, which is authctl_migrate if deploy/postgres/roles.sql was run",
+	ServeUsers: "run it as authctl_serve, or as the role that owns the tables; if that one may not, run " +
+		"deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up",
+	RelayEvents: "run it as authctl_relay, or as the role that owns the tables; if that one may not, run " +
+		"deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up",
+}
+
 // migrating are the remedies for statements of authctl migrate where they are not the usual ones.
 var migrating = map[string]string{
-	"42501": "migrate as the role that owns the tables, which is authctl_migrate if " +
-		"deploy/postgres/roles.sql was run",
 	"42704": "create the roles first, with deploy/postgres/roles.sql; " +
 		"if one role does everything, grant nothing",
 	"42P07": notOurs,
@@ -63,9 +80,8 @@ const notOurs = "the table bun_migrations does not say that authctl made it: nam
 	"that table back from the backup that the others are from"
 
 // Remedy says what a person can do about an error of the database. It is empty if there is no
-// error, or if the error says so itself. toMigrate tells that a migration was tried: a role that
-// may not change the schema needs something else than one that may not use it.
-func Remedy(err error, toMigrate bool) string {
+// error, or if the error says so itself.
+func Remedy(err error, task Task) string {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrEncoding) {
 		return ""
 	}
@@ -78,7 +94,9 @@ func Remedy(err error, toMigrate bool) string {
 		return "look in pg_stat_activity for what blocks it, such as a transaction that was left open"
 	case silent != nil:
 		return "look at the server and its machine: it hangs, or was paused"
-	case errors.As(err, &pg) && toMigrate && !opening && migrating[pg.Code] != "":
+	case errors.As(err, &pg) && pg.Code == "42501" && !opening && forbidden[task] != "":
+		return forbidden[task]
+	case pg != nil && task == OwnTables && !opening && migrating[pg.Code] != "":
 		return migrating[pg.Code]
 	case pg != nil:
 		for _, r := range remedies {
@@ -90,7 +108,7 @@ func Remedy(err error, toMigrate bool) string {
 	case errors.Is(err, pgconn.ErrReadOnlyConnection) && len(attemptsOf(err)) > 1:
 		return "wait for the fail-over, or promote a standby: none of these servers takes writes"
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
-		return Remedy(&pgconn.PgError{Code: "25006"}, toMigrate)
+		return Remedy(&pgconn.PgError{Code: "25006"}, task)
 	case errors.As(err, &lite):
 		return remedySQLite(lite.Code() & 0xff)
 	}

@@ -111,7 +111,7 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 		if name != "nothing" && test.err == nil {
 			t.Errorf("%s: there is no error", name)
 		}
-		if got := database.Remedy(test.err, false); test.remedy == "" && got != "" ||
+		if got := database.Remedy(test.err, database.AnyTask); test.remedy == "" && got != "" ||
 			!strings.Contains(got, test.remedy) {
 			t.Errorf("%s: %v: the remedy is %q, want %q", name, test.err, got, test.remedy)
 		}
@@ -127,7 +127,7 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 		"another's column":  {within(dsn, "ALTER TABLE users ADD COLUMN id int"), "empty database"},
 		"unknown parameter": {open(query("pool_max_conns", "3")), "not a parameter of PostgreSQL"},
 	} {
-		if got := database.Remedy(test.err, true); !strings.Contains(got, test.remedy) {
+		if got := database.Remedy(test.err, database.OwnTables); !strings.Contains(got, test.remedy) {
 			t.Errorf("to migrate, %s: %v: the remedy is %q, want %q", name, test.err, got, test.remedy)
 		}
 	}

@@ -109,7 +109,7 @@ func TestAFalseServerIsToldNothing(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s: it was opened", name)
 		}
-		if got := database.Remedy(err, false); !strings.Contains(got, test.remedy) {
+		if got := database.Remedy(err, database.AnyTask); !strings.Contains(got, test.remedy) {
 			t.Errorf("%s: %v: the remedy is %q, want %q", name, err, got, test.remedy)
 		}
 	}

@@ -110,7 +110,7 @@ func TestAFrozenServerIsGivenUp(t *testing.T) {
 			if err == nil || !database.IsUnavailable(err) || !database.IsUncertain(err) {
 				t.Fatalf("unavailable and uncertain: %v", err)
 			}
-			if words := err.Error() + "; " + database.Remedy(err, false); !strings.Contains(words, "has answered nothing") ||
+			if words := err.Error() + "; " + database.Remedy(err, database.AnyTask); !strings.Contains(words, "has answered nothing") ||
 				!strings.Contains(words, "it hangs, or was paused") {
 				t.Errorf("it says: %s", words)
 			}
@@ -170,7 +170,7 @@ func TestALongStatementIsGivenUpOnlyWhereABoundIsSet(t *testing.T) {
 	if !database.IsUncertain(err) || !strings.Contains(err.Error(), "has not answered a statement") {
 		t.Errorf("with a bound: %v", err)
 	}
-	if remedy := database.Remedy(err, false); !strings.Contains(remedy, "pg_stat_activity") {
+	if remedy := database.Remedy(err, database.AnyTask); !strings.Contains(remedy, "pg_stat_activity") {
 		t.Errorf("with a bound it says: %s", remedy)
 	}
 	free := dbtest.Open(t, dsn)
