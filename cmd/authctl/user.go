@@ -142,7 +142,9 @@ func firstLine(r io.Reader) (string, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("read the password: %w", err)
 	}
-	if line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"); line == "" {
+	// The byte order mark that editors and shells put at the beginning can be typed nowhere.
+	line = strings.TrimPrefix(strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"), "\ufeff")
+	if line == "" {
 		return "", errors.New("read the password: there is none")
 	}
 	return line, nil

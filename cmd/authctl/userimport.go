@@ -300,6 +300,9 @@ func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.Progres
 			return err
 		}, func() error { return nil }, nil
 	}
+	if input == "-" {
+		input = "/dev/stdin"
+	}
 	if sameFile(o.errorsFile, input) {
 		return nil, nil, misuse{fmt.Errorf("--errors %s is FILE itself, which it would overwrite", o.errorsFile)}
 	}
