@@ -100,7 +100,7 @@ func locked(ctx context.Context, db *database.DB, list []Option, fn func(one dat
 
 // await tries until it succeeds or the time is up.
 func (o *options) await(ctx context.Context, try func() (bool, error), who func() string) error {
-	ctx, cancel := context.WithTimeout(ctx, o.wait)
+	bounded, cancel := context.WithTimeout(ctx, o.wait)
 	defer cancel()
 	for first := true; ; first = false {
 		got, err := try()
@@ -113,7 +113,10 @@ func (o *options) await(ctx context.Context, try func() (bool, error), who func(
 		if first && o.waiting != nil {
 			o.waiting(who())
 		}
-		if !retry.Sleep(ctx, retryLock) {
+		if !retry.Sleep(bounded, retryLock) {
+			if err := ctx.Err(); err != nil {
+				return fmt.Errorf("wait for the migration lock: %w", err)
+			}
 			return fmt.Errorf("%w: %s; waited %s", ErrLocked, who(), o.wait)
 		}
 	}

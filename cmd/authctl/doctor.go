@@ -156,7 +156,7 @@ func isRelayRole(ctx context.Context, db *database.DB) bool {
 }
 
 func printFinding(w io.Writer, f finding) error {
-	text := strings.ReplaceAll(f.Found, "\n", " ")
+	text := strings.ReplaceAll(harmless(f.Found), "\n", " ")
 	if f.Advice != "" {
 		text += " — " + f.Advice
 	}

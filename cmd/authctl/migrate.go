@@ -212,7 +212,7 @@ func newMigrateNew(g *global) *cobra.Command {
 // printMigrated prints a line for each migration.
 func (g *global) printMigrated(w io.Writer, done, nothing string, list []migrations.State) error {
 	if g.output == "json" {
-		return printJSON(w, list)
+		return printJSON(w, append([]migrations.State{}, list...)) // none is [] and not null
 	}
 	for _, s := range list {
 		fmt.Fprintf(w, "%s %s %s\n", done, s.Name, s.Comment)

@@ -92,7 +92,7 @@ func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) er
 		case o.watch && ctx.Err() != nil:
 			return nil
 		case o.watch && database.IsUnavailable(err): // who watches wants to see it come back
-			fmt.Fprintln(stderr, err)
+			fmt.Fprintln(stderr, harmless(err.Error()))
 		case err != nil:
 			return err
 		default:

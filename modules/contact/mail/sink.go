@@ -298,5 +298,5 @@ func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return m.sender.send(ctx, mail, func() bool { return true }, func(step string) { fmt.Fprintln(w, step) })
+	return m.sender.send(ctx, mail, func() bool { return true }, func(step string) { fmt.Fprintln(w, plain(step)) })
 }
