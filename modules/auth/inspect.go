@@ -60,6 +60,9 @@ func InspectToken(text string, keys KeySet, want Expectation, now time.Time) Tok
 		Now: func() time.Time { return now }, Key: keys.set.Key}
 	claims, err := v.Verify(text)
 	r.describe(claims, err, now)
+	if errors.Is(err, token.ErrUnknownKey) && keys.set.Empty() {
+		r.Verdict += "; the JWK set has no key, as with HS256, whose tokens can only be verified with the secret"
+	}
 	return r
 }
 

@@ -213,6 +213,9 @@ func ParseJWKS(data []byte) (Set, error) {
 	return set, nil
 }
 
+// Empty reports whether nothing can be verified with the set.
+func (s Set) Empty() bool { return len(s.keys) == 0 }
+
 // Key finds a key by its kid; keys without one are never found.
 func (s Set) Key(kid string) (PublicKey, bool) {
 	i := slices.IndexFunc(s.keys, func(p PublicKey) bool { return p.kid == kid && kid != "" })
