@@ -240,6 +240,12 @@ func TestWhoMigratesIsNamed(t *testing.T) {
 			t.Errorf("%q and %q do not say %q", err, told, want)
 		}
 	}
+	// Who stops did not wait a minute.
+	stopped, stop := context.WithCancel(t.Context())
+	_, err = migrations.Up(stopped, db, nil, migrations.Wait(time.Minute, func(string) { stop() }))
+	if !errors.Is(err, context.Canceled) || errors.Is(err, migrations.ErrLocked) {
+		t.Errorf("stopped: %v", err)
+	}
 	if _, err := holding.ExecContext(t.Context(), "SELECT pg_advisory_unlock_all()"); err != nil {
 		t.Fatal(err)
 	}
