@@ -96,6 +96,17 @@ func TestJSONControlsNoTerminal(t *testing.T) {
 	}
 }
 
+func TestDoctorQuotesOthersWithoutTheirControls(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	if err := printFinding(&out, failing("the server said\x1b[2J\u202e that\nit is away", "start it")); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.ContainsFunc(out.Bytes(), controls) || bytes.Count(out.Bytes(), []byte("\n")) != 1 {
+		t.Errorf("it prints %q", &out)
+	}
+}
+
 // fullDisk takes nothing.
 type fullDisk struct{}
 
