@@ -24,8 +24,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// terminal opens a terminal of so many columns. close returns what was written to it.
-func terminal(t *testing.T, columns uint16) (tty *os.File, close func() string) {
+// terminal opens a terminal of so many columns, and its keyboard. close returns what was written to it.
+func terminal(t *testing.T, columns uint16) (tty, keyboard *os.File, close func() string) {
 	t.Helper()
 	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -52,7 +52,7 @@ func terminal(t *testing.T, columns uint16) (tty *os.File, close func() string) 
 		text, _ := io.ReadAll(screen) // ends with an error when the other side is closed
 		seen <- string(text)
 	}()
-	return tty, func() string {
+	return tty, screen, func() string {
 		_ = tty.Close()
 		return strings.ReplaceAll(<-seen, "\r\n", "\n")
 	}
@@ -61,7 +61,7 @@ func terminal(t *testing.T, columns uint16) (tty *os.File, close func() string) 
 // onTerminal runs a command line on a terminal of so many columns and returns what is on the screen.
 func onTerminal(t *testing.T, columns uint16, line ...string) string {
 	t.Helper()
-	tty, end := terminal(t, columns)
+	tty, _, end := terminal(t, columns)
 	var stderr bytes.Buffer
 	code := run(t.Context(), line, strings.NewReader(""), tty, &stderr)
 	text := end()
@@ -128,7 +128,7 @@ func TestAProgressBarStaysInItsLine(t *testing.T) {
 	t.Parallel()
 	for _, columns := range []uint16{20, 40, 80, 200} {
 		for _, total := range []int64{1e6, -1} { // the size of a pipe is not known
-			tty, end := terminal(t, columns)
+			tty, _, end := terminal(t, columns)
 			bar := newProgress(tty, total, "1234567 imported, 1234567 there, 1234567 refused",
 				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetSpinnerChangeInterval(0))
 			_ = bar.Set(12)
@@ -162,7 +162,7 @@ func TestASignalEndsTheWaitForInput(t *testing.T) {
 				t.Fatal(stderr.String())
 			}
 		}
-		tty, end := terminal(t, 80)
+		tty, keyboard, end := terminal(t, 80)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan string)
 		go func() {
@@ -185,6 +185,7 @@ func TestASignalEndsTheWaitForInput(t *testing.T) {
 		case <-time.After(testenv.Patience):
 			t.Errorf("%q still waits", line)
 		}
+		_, _ = keyboard.WriteString("\n") // ends the read that nobody waits for
 		_ = end()
 	}
 }
