@@ -237,6 +237,9 @@ func (c *collector) post(ctx context.Context, body []byte) error {
 		return &laterError{error: fmt.Errorf("reach the collector: %w", err)}
 	}
 	defer answer.Body.Close()
+	if answer.StatusCode == http.StatusSwitchingProtocols { // no context ends reading what follows
+		return refusal(answer, nil)
+	}
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	switch code := answer.StatusCode; {
 	case code >= 200 && code <= 299 && err != nil:

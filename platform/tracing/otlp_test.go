@@ -276,6 +276,18 @@ func TestSendingEnds(t *testing.T) {
 	if err := impatient.UploadTraces(t.Context(), spans("one")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a collector that hangs: %v", err)
 	}
+	switches, _ := answering(t, func(w http.ResponseWriter) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+	})
+	if err := collectorFor(t, forAll+"ENDPOINT="+switches).UploadTraces(t.Context(), spans("one")); err == nil {
+		t.Error("a collector that speaks another protocol took the spans")
+	}
 	stopped := collectorFor(t, forAll+"ENDPOINT="+url)
 	time.AfterFunc(20*time.Millisecond, func() { _ = stopped.Stop(context.Background()) })
 	if err := stopped.UploadTraces(t.Context(), spans("one")); !errors.Is(err, context.Canceled) {

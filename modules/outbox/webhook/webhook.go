@@ -148,9 +148,11 @@ func (s *Sink) Send(ctx context.Context, t outbox.Subscription, r outbox.Record,
 	}
 	a.Status = answer.StatusCode
 	a.RetryAfter = retryAfter(answer.Header.Get("Retry-After"), s.opt.Now())
-	stop := time.AfterFunc(s.opt.BodyTime, cancel)
-	defer stop.Stop()
-	_, _ = io.CopyN(io.Discard, answer.Body, maxBody) // only the status matters
+	if a.Status != http.StatusSwitchingProtocols { // no context ends reading what follows
+		stop := time.AfterFunc(s.opt.BodyTime, cancel)
+		defer stop.Stop()
+		_, _ = io.CopyN(io.Discard, answer.Body, maxBody) // only the status matters
+	}
 	_ = answer.Body.Close()
 	if a.Err() == nil && body.left.Load() > 0 { // it cannot have the whole event; or the lease had ended
 		return a, errors.New("the receiver acknowledged the event before it was sent")

@@ -389,6 +389,10 @@ func TestReceiversThatDoNotAnswerAsTheyShould(t *testing.T) {
 		{"has a reason of its own", say("HTTP/1.1 500 " + planted + "\r\nContent-Length: 0\r\n\r\n"), "answered 500"},
 		{"switches protocols", say("HTTP/1.1 101 " + planted + "\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"),
 			"answered 101"},
+		{"switches protocols and hangs", func(c net.Conn) {
+			say("HTTP/1.1 101 " + planted + "\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")(c)
+			wait(c)
+		}, "answered 101"},
 		{"answers slowly", func(c net.Conn) {
 			request(c)
 			for _, b := range []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") {
