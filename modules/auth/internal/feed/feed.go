@@ -368,7 +368,10 @@ func (f *Feed) read() {
 		if f.idle() {
 			return
 		}
-		f.registry.flush(f.ctx, f.log)
+		// Whoever has locked rows of the followers does not hold up what has ended.
+		if list := f.registry.due(); list != nil {
+			f.done.Go(func() { f.registry.write(f.ctx, f.log, list) })
+		}
 		if !f.pause(begun) {
 			return
 		}

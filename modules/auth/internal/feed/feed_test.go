@@ -619,6 +619,39 @@ func TestProcessesOfOneNameAreToldApart(t *testing.T) {
 	})
 }
 
+// Somebody has locked the table of the verifiers, for instance in a transaction that was left open. What ends
+// is told while the write to it still waits.
+func TestALockOnTheVerifiersHoldsUpNoFollower(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	f := follow(t, open(t, db))
+	f.ask(0)
+	left, over := dbtest.Begin(t, db)
+	if _, err := left.ExecContext(t.Context(), "LOCK TABLE verifier IN EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	waits := func() bool {
+		t.Helper()
+		n, err := database.Value[int](db.QueryRowContext(t.Context(),
+			"SELECT count(*) FROM pg_locks WHERE relation = 'verifier'::regclass AND NOT granted"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n > 0
+	}
+	f.feed.Note(feed.Verifier{Client: "a", Name: "orders"}, f.asOf)
+	testenv.Eventually(t, "the write waits", waits)
+	sid := uuid.New()
+	time.AfterFunc(500*time.Millisecond, func() { end(t, db, sid) }) // when the follower waits
+	f.ask(30 * time.Second)
+	if f.ended[sid.String()] != 1 || !waits() {
+		t.Errorf("the follower was told %v, or only after the write", f.ended)
+	}
+	if err := over(false); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A client with a new instance each time does not fill the table, and takes no place from other
 // clients.
 func TestOfEachClientTheVerifiersSeenLastAreRemembered(t *testing.T) {

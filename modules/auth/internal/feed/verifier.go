@@ -58,7 +58,8 @@ type registry struct {
 	mu      sync.Mutex
 	pending map[verifierKey]entry
 	written map[verifierKey]writtenEntry
-	flushed time.Time
+	flushed time.Time // when the last write began
+	writing bool      // it has not ended
 }
 
 type verifierKey struct{ client, name, instance string }
@@ -118,28 +119,32 @@ func (r *registry) note(v Verifier, lag time.Duration) {
 	}
 }
 
-// flush writes what was noted, if it is time.
-func (r *registry) flush(ctx context.Context, log *zap.Logger) {
+// due returns what was noted, if it is time to write it and the last write has ended.
+func (r *registry) due() []entry {
 	r.mu.Lock()
-	due := len(r.pending) > 0 && time.Since(r.flushed) >= registerEvery
+	defer r.mu.Unlock()
+	if len(r.pending) == 0 || r.writing || time.Since(r.flushed) < registerEvery {
+		return nil
+	}
 	list := slices.Collect(maps.Values(r.pending))
-	if due {
-		r.pending, r.flushed = nil, time.Now()
-	}
-	r.mu.Unlock()
-	if !due {
-		return
-	}
+	r.pending, r.flushed, r.writing = nil, time.Now(), true
+	return list
+}
+
+// write writes what was due.
+func (r *registry) write(ctx context.Context, log *zap.Logger, list []entry) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	if err := writeVerifiers(ctx, r.db, list); err != nil {
-		if ctx.Err() == nil {
-			log.Warn("verifiers_not_written", zap.Error(err))
-		}
-		return // they come again
+	err := writeVerifiers(ctx, r.db, list)
+	if err != nil && ctx.Err() == nil {
+		log.Warn("verifiers_not_written", zap.Error(err))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.writing = false
+	if err != nil {
+		return // they come again
+	}
 	if r.written == nil || len(r.written) > mostVerifiers {
 		r.written = make(map[verifierKey]writtenEntry)
 	}
