@@ -177,6 +177,9 @@ func (v *Verifier) do(req *http.Request, limit int64, progress func()) (reply, e
 		return reply{}, err // it names the URL
 	}
 	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols { // what follows is no answer, and no context ends its reading
+		return reply{}, fmt.Errorf("%s %w", req.URL.Redacted(), &statusError{status: res.StatusCode})
+	}
 	if progress == nil {
 		progress = func() {}
 	}

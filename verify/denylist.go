@@ -12,7 +12,7 @@ const denyShards = 64
 // twice, or in another order, changes nothing. A fact takes about 50 bytes.
 type denylist struct {
 	shards [denyShards]denyShard // by the last byte of the id, which is random
-	keys   sync.Map              // kid → *atomic.Int64, until when, unix seconds
+	keys   sync.Map              // kid → int64, until when, unix seconds
 	sweep  atomic.Uint32         // the shard that is swept next
 }
 
@@ -64,9 +64,11 @@ func (d *denylist) addAccount(sub uuid, epoch int64, kept uuid, until time.Time)
 }
 
 func (d *denylist) addKey(kid string, until time.Time) {
-	old, _ := d.keys.LoadOrStore(kid, new(atomic.Int64))
-	at := old.(*atomic.Int64)
-	for was := at.Load(); was < seconds(until) && !at.CompareAndSwap(was, seconds(until)); was = at.Load() {
+	for {
+		was, known := d.keys.LoadOrStore(kid, seconds(until))
+		if !known || was.(int64) >= seconds(until) || d.keys.CompareAndSwap(kid, was, seconds(until)) {
+			return
+		}
 	}
 }
 
@@ -115,8 +117,8 @@ func (d *denylist) forget(now time.Time, shards int) {
 		s.mu.Unlock()
 	}
 	d.keys.Range(func(kid, until any) bool {
-		if until.(*atomic.Int64).Load() <= now.Unix() {
-			d.keys.Delete(kid)
+		if until.(int64) <= now.Unix() {
+			d.keys.CompareAndDelete(kid, until)
 		}
 		return true
 	})

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -221,5 +223,46 @@ func TestASecretIsNeverPrinted(t *testing.T) {
 		if strings.Contains(got, "pl4nt3d") || strings.Contains(got, fmt.Sprintf("%x", "pl4nt3d")) {
 			t.Error(got)
 		}
+	}
+}
+
+// Events come while the feed tells of a revoked key. What has expired is forgotten with each of them.
+func TestARevokedKeyStaysWhileOthersForget(t *testing.T) {
+	t.Parallel()
+	d := &denylist{}
+	now, over := time.Now(), make(chan struct{})
+	var forgetting sync.WaitGroup
+	for range 2 {
+		forgetting.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+					d.forget(now, 1)
+				}
+			}
+		})
+	}
+	for n := range 20_000 {
+		kid := strconv.Itoa(n)
+		d.addKey(kid, now.Add(time.Minute))
+		if !d.hasKey(kid) {
+			t.Errorf("the key %s is not revoked any more", kid)
+			break
+		}
+		if n%1000 == 0 {
+			d.keys.Clear() // so that forgetting stays quick
+		}
+	}
+	close(over)
+	forgetting.Wait()
+	d.addKey("k", now.Add(time.Hour))
+	d.addKey("k", now.Add(time.Minute))
+	if d.forget(now.Add(time.Minute), 1); !d.hasKey("k") {
+		t.Error("a shorter time replaced a longer one")
+	}
+	if d.forget(now.Add(time.Hour+time.Second), 1); d.hasKey("k") {
+		t.Error("an expired entry is kept")
 	}
 }

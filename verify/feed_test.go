@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -835,4 +836,34 @@ func TestAHalfAnswerMovesNothing(t *testing.T) {
 	v := start(t, cfg)
 	ready(t, v)
 	want(t, v, i.token(id(5), id(1), 0), ErrRevoked)
+}
+
+// After 101 net/http hands over the bare connection, and no context ends reading from it.
+func TestAServerThatSwitchesProtocolsIsLeft(t *testing.T) {
+	t.Parallel()
+	i := newIssuer(t, newSigner(t, "k", "EdDSA"))
+	srv := httptest.NewServer(i)
+	t.Cleanup(srv.Close)
+	i.issuer, i.base = srv.URL+"/auth", srv.URL+"/auth"
+	switched := 0
+	i.disturb = func(w http.ResponseWriter, r *http.Request) bool {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if switched++; switched > 4 {
+			return false
+		}
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return true
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+		return true
+	}
+	cfg := testConfig(i)
+	cfg.Transport = nil
+	v := start(t, cfg)
+	ready(t, v)
+	want(t, v, i.token(id(5), id(1), 0), nil)
 }

@@ -248,8 +248,18 @@ func (v *Verifier) fetchKeys(ctx context.Context, s *server, etag *string) (time
 	return age, nil
 }
 
-// maxAge is how long an answer may be kept (RFC 9111 §5.2.2), within reason.
+// maxAge is how long an answer may be kept (RFC 9111 §4.2), within reason. Of that, it has spent Age in a cache.
 func maxAge(h http.Header) time.Duration {
+	lifetime := maxAgeOf(h)
+	spent, err := strconv.Atoi(h.Get("Age"))
+	if err != nil || spent <= 0 {
+		return lifetime
+	}
+	left := lifetime - time.Duration(min(spent, int(longestMaxAge/time.Second)))*time.Second
+	return min(lifetime, max(left, unknownEvery)) // a cache that gives nothing newer is not asked without end
+}
+
+func maxAgeOf(h http.Header) time.Duration {
 	for directive := range strings.SplitSeq(strings.Join(h.Values("Cache-Control"), ","), ",") {
 		value, is := strings.CutPrefix(strings.ToLower(strings.TrimSpace(directive)), "max-age=")
 		n, err := strconv.Atoi(strings.Trim(value, `"`))

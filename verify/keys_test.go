@@ -417,4 +417,16 @@ func TestHowLongKeysAreUsed(t *testing.T) {
 			t.Errorf("%s: %v; want %v", text, got, want)
 		}
 	}
+	// A cache on the way has kept them for a while.
+	for age, want := range map[string]time.Duration{
+		"0": 300 * time.Second, "100": 200 * time.Second, "-100": 300 * time.Second, "x": 300 * time.Second,
+		"299": unknownEvery, "9000": unknownEvery, "99999999999999999999": 300 * time.Second,
+	} {
+		if got := maxAge(http.Header{"Cache-Control": {"max-age=300"}, "Age": {age}}); got != want {
+			t.Errorf("of the age %s: %v; want %v", age, got, want)
+		}
+	}
+	if got := maxAge(http.Header{"Cache-Control": {"max-age=1"}, "Age": {"5"}}); got != time.Second {
+		t.Errorf("a second, and older: %v", got)
+	}
 }
