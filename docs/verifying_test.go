@@ -543,6 +543,58 @@ func TestVerifyingInNode(t *testing.T) {
 	p.followsTheService(t)
 }
 
+// Keys stay while they cannot be fetched. One that is gone from the set is forgotten, although nothing has asked
+// for an unknown one: after a restore no entry of the feed names the keys that the database does not know.
+func TestKeysAreFetchedAgainInNode(t *testing.T) {
+	t.Parallel()
+	p := inNode(t)
+	s := newService(t)
+	res, err := http.Get(s.base + "/.well-known/jwks.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys atomic.Pointer[[]byte]
+	var asked atomic.Int64
+	keys.Store(&text)
+	published := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		if set := keys.Load(); set != nil {
+			_, _ = w.Write(*set)
+			return
+		}
+		w.WriteHeader(http.StatusBadGateway)
+	}))
+	t.Cleanup(published.Close)
+	v := p.follows(s, map[string]string{"jwks": published.URL, "every": "100"})
+	token := s.must("POST", "/register", "", credentials).Access
+	check := func() string {
+		t.Helper()
+		said, err := v.check(token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return said
+	}
+	if said := check(); said != "accept" {
+		t.Fatal(said)
+	}
+	keys.Store(nil)
+	before := asked.Load()
+	testenv.Eventually(t, "it asks again", func() bool { return asked.Load() > before+2 })
+	if said := check(); said != "accept" {
+		t.Errorf("without an answer: %s", said)
+	}
+	none := []byte(`{"keys":[]}`)
+	keys.Store(&none)
+	testenv.Eventually(t, "it forgets the key", func() bool { return check() != "accept" })
+	v.end(t)
+}
+
 func TestVerifyingInPython(t *testing.T) {
 	t.Parallel()
 	p := inPython(t)

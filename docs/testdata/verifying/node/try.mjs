@@ -1,10 +1,10 @@
 // Tries verify.mjs, follow.mjs and events.mjs, which docs/verifying_test.go takes out of the page.
-import { createLocalJWKSet, createRemoteJWKSet } from "jose";
+import { createLocalJWKSet } from "jose";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { followEvents } from "./events.mjs";
 import { Ended, follow } from "./follow.mjs";
-import { verifier } from "./verify.mjs";
+import { keysOf, verifier } from "./verify.mjs";
 
 // What is garbage is collected soon, so that an example which relies on it fails each time.
 setInterval(() => globalThis.gc(), 200).unref();
@@ -27,7 +27,7 @@ if (settings.vectors) {
   const following = settings.silence
     ? followEvents(ended, { ...settings, silence: Number(settings.silence), signal: over.signal })
     : follow(ended, { ...settings, signal: over.signal });
-  const check = verifier({ ...settings, keys: createRemoteJWKSet(new URL(settings.jwks), { cacheMaxAge: Infinity }), ended });
+  const check = verifier({ ...settings, keys: keysOf(settings.jwks, settings.every && Number(settings.every)), ended });
   for await (const token of createInterface({ input: process.stdin })) {
     while (ended.lag() > 60_000) await new Promise((resume) => setTimeout(resume, 20));
     console.log(JSON.stringify({ name: "", verdict: await check(token).then(() => "accept", (e) => `refuse: ${e.message}`) }));

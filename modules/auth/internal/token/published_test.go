@@ -51,10 +51,11 @@ var reasons = map[string]error{
 var errRevoked = errors.New("revoked")
 
 // everybody lists the attacks that every careful verifier must refuse, or must not. Only the holder
-// of the signing key could use the others; refusing them too is our own strictness.
+// of the signing key could use the others; refusing them too is our own strictness. Whoever has stolen a key
+// holds it too, and must not pass by leaving out the name by which it was revoked.
 var everybody = []string{
 	"alg none", "alg None", "alg in lower case", "alg of another key", "unknown kid", "kid of a path", "kid of SQL",
-	"kid of a URL",
+	"kid of a URL", "no kid", "kid not a string",
 	"typ JWT", "no typ", "typ of another use", "crit",
 	"another issuer", "another audience", "other audiences", "one of the audiences", "nbf in the future", "nbf",
 	"no exp", "no iss", "no aud",
