@@ -1,16 +1,17 @@
 package authbench
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	redisstore "github.com/toppira/authctl/modules/auth/internal/session/redis"
@@ -259,31 +260,18 @@ func (l *Loader) SessionsInRedis(ctx context.Context, url string, n int) (err er
 	defer func() { err = errors.Join(err, client.Close()) }()
 	store := redisstore.New(client, redisstore.Options{})
 	const portion, writers = 500, 4
-	portions := make(chan []session.Start, writers)
-	errs := make([]error, writers)
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	var group sync.WaitGroup
-	for w := range writers {
-		group.Go(func() {
-			for some := range portions {
-				if errs[w] == nil {
-					if errs[w] = store.Load(ctx, some); errs[w] != nil {
-						stop() // the others; what is left is taken and dropped
-					}
-				}
-			}
-		})
-	}
+	group, writing := errgroup.WithContext(ctx)
+	group.SetLimit(writers)
 	next, done, some := l.order(n), 0, make([]session.Start, 0, portion)
-	for ctx.Err() == nil {
+	for writing.Err() == nil {
 		i, probe, more := next()
 		if more {
 			some = append(some, l.start(i, n, probe))
 			done++
 		}
 		if len(some) == portion || !more {
-			portions <- some
+			full := some
+			group.Go(func() error { return store.Load(writing, full) })
 			some = make([]session.Start, 0, portion)
 			l.loading("sessions in Redis", min(done, n), n)
 		}
@@ -291,14 +279,7 @@ func (l *Loader) SessionsInRedis(ctx context.Context, url string, n int) (err er
 			break
 		}
 	}
-	close(portions)
-	group.Wait()
-	for _, e := range errs {
-		if e != nil {
-			return e
-		}
-	}
-	return ctx.Err()
+	return cmp.Or(group.Wait(), ctx.Err())
 }
 
 // Revocations writes n ended sessions, and the rows that the triggers would add.

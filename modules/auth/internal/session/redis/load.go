@@ -24,8 +24,5 @@ func (s *Store) Load(ctx context.Context, starts []session.Start) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return fail("load sessions", err)
-	}
-	return nil
+	return fail("load sessions", err)
 }

@@ -89,13 +89,9 @@ type Store struct {
 // New returns a store that uses the client, which stays the caller's to close.
 func New(client cache.Client, opt Options) *Store {
 	s := &Store{
-		client: client, prefix: opt.Prefix, skew: opt.Skew, skewed: opt.Skew != nil,
+		client: client, prefix: cmp.Or(opt.Prefix, cache.Prefix+"session:"), skew: opt.Skew, skewed: opt.Skew != nil,
 		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource),
-		reissue: goredis.NewScript(libSource + reissueSource),
-		memory:  goredis.NewScript(libSource + memorySource),
-	}
-	if s.prefix == "" {
-		s.prefix = cache.Prefix + "session:"
+		reissue: goredis.NewScript(libSource + reissueSource), memory: goredis.NewScript(libSource + memorySource),
 	}
 	if s.skew == nil {
 		s.skew = func() time.Duration { return 0 }
@@ -130,10 +126,7 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 		return session.Started{}, fail("create session", err)
 	}
 	excess, err := parseExcess(reply[2:])
-	if err != nil {
-		return session.Started{}, fail("create session", err)
-	}
-	return session.Started{Session: one, Excess: excess}, nil
+	return session.Started{Session: one, Excess: excess}, fail("create session", err)
 }
 
 // Rotate implements [session.Store].
@@ -187,10 +180,7 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 		return session.Session{}, session.ErrConflict
 	}
 	one, err := decode(r.UserID, r.SessionID, reply[1])
-	if err != nil {
-		return session.Session{}, fail("reissue session", err)
-	}
-	return one, nil
+	return one, fail("reissue session", err)
 }
 
 // Get implements [session.Store].
@@ -216,11 +206,8 @@ func (s *Store) List(ctx context.Context, userID uuid.UUID) ([]session.Session, 
 		keys[i] = key{userID, id}
 	}
 	live, err := s.live(ctx, keys)
-	if err != nil {
-		return nil, fail("list sessions", err)
-	}
 	slices.SortFunc(live, session.NewestUse)
-	return live, nil
+	return live, fail("list sessions", err)
 }
 
 // Delete implements [session.Store]. The links of a session open nothing without it, and expire.
@@ -239,10 +226,7 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 		tx.SRem(ctx, s.marks(userID), members...)
 		return nil
 	})
-	if err != nil {
-		return fail("delete sessions", err)
-	}
-	return nil
+	return fail("delete sessions", err)
 }
 
 // DeleteAll implements [session.Store].
@@ -452,10 +436,7 @@ func (s *Store) Count(ctx context.Context) (n int, err error) {
 		n += len(names)
 		return nil
 	})
-	if err != nil {
-		return 0, fail("count sessions", err)
-	}
-	return n, nil
+	return n, fail("count sessions", err)
 }
 
 // Clear implements [session.Store]. What the store remembers goes as well: it was emptied.
@@ -479,10 +460,7 @@ func (s *Store) Clear(ctx context.Context, progress func(gone int)) error {
 		progress(gone)
 		return nil
 	})
-	if err != nil {
-		return fail("clear sessions", err)
-	}
-	return nil
+	return fail("clear sessions", err)
 }
 
 // scan passes the names of the keys that match, after the prefix, some hundred at a time. It passes
@@ -652,8 +630,7 @@ func (d *decoder) session(userID, id uuid.UUID, f []any) session.Session {
 		Generation: uint32(d.int(f[0])), Hash: d.hash(f[1]), Epoch: d.int(f[2]),
 		DeviceName: d.text(f[3]), UserAgent: d.text(f[4]), IP: d.text(f[5]),
 		AuthTime: d.time(f[6]), CreatedAt: d.time(f[7]), LastUsedAt: d.time(f[8]), ExpiresAt: d.time(f[9]),
-		IdleExpiresAt: d.time(f[10]),
-		Recorded:      f[11] != nil,
+		IdleExpiresAt: d.time(f[10]), Recorded: f[11] != nil,
 	}
 }
 
@@ -708,7 +685,11 @@ func escape(prefix string) string {
 // errCorrupt says that something else wrote to our keys. Trying again will not help.
 var errCorrupt = errors.New("the session keys in Redis are damaged")
 
+// fail says what failed, if anything did.
 func fail(what string, err error) error {
+	if err == nil {
+		return nil
+	}
 	if cache.IsUnavailable(err) && !errors.Is(err, errCorrupt) {
 		return fmt.Errorf("%s: %w: %w", what, session.ErrUnavailable, err)
 	}

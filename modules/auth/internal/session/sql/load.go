@@ -32,8 +32,5 @@ func (s *Store) Load(ctx context.Context, next func() (session.Start, bool)) err
 			int64(0), start.DeviceName, start.UserAgent, start.IP, now, now, now, now + maxAge, now + idle,
 		}
 	})
-	if err != nil {
-		return fail("load sessions", err)
-	}
-	return nil
+	return fail("load sessions", err)
 }

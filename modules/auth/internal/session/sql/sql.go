@@ -171,10 +171,7 @@ const lockClass = 0x73657373 // "sess"
 func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
 	r = r.Clean()
 	rotated, err := s.rotateSession(ctx, r)
-	if err != nil {
-		return session.RotateResult{}, fail("rotate session", err)
-	}
-	return rotated, nil
+	return rotated, fail("rotate session", err)
 }
 
 func (s *Store) rotateSession(ctx context.Context, r session.Rotation) (rotated session.RotateResult, err error) {
@@ -343,10 +340,7 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 			return session.Session{}, expected
 		}
 	}
-	if err != nil {
-		return session.Session{}, fail("reissue session", err)
-	}
-	return one, nil
+	return one, fail("reissue session", err)
 }
 
 // Get implements [session.Store].
@@ -364,11 +358,8 @@ func (s *Store) Get(ctx context.Context, userID, id uuid.UUID) (session.Session,
 // List implements [session.Store].
 func (s *Store) List(ctx context.Context, userID uuid.UUID) ([]session.Session, error) {
 	live, err := s.query(ctx, "user_id = ?", userID)
-	if err != nil {
-		return nil, fail("list sessions", err)
-	}
 	slices.SortFunc(live, session.NewestUse)
-	return live, nil
+	return live, fail("list sessions", err)
 }
 
 // Delete implements [session.Store].
@@ -376,11 +367,8 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 	if len(ids) == 0 {
 		return nil
 	}
-	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND id IN (?)", userID,
-		database.List(ids)); err != nil {
-		return fail("delete sessions", err)
-	}
-	return nil
+	_, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND id IN (?)", userID, database.List(ids))
+	return fail("delete sessions", err)
 }
 
 // DeleteAll implements [session.Store].
@@ -389,11 +377,9 @@ func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, ke
 	if keep.Valid {
 		kept = keep.UUID
 	}
-	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND epoch < ? AND id <> ? "+
-		"AND stopped_ms IS NULL", userID, epoch, kept); err != nil {
-		return fail("delete sessions", err)
-	}
-	return nil
+	_, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND epoch < ? AND id <> ? "+
+		"AND stopped_ms IS NULL", userID, epoch, kept)
+	return fail("delete sessions", err)
 }
 
 // Reused implements [session.Store].
@@ -405,10 +391,7 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 		return m, err
 	}, "SELECT stopped_ms, stopped_generation, stopped_user_agent, stopped_ip, "+
 		columns+" FROM session WHERE stopped_ms IS NOT NULL ORDER BY stopped_ms LIMIT ?", limit)
-	if err != nil {
-		return nil, fail("look for stopped sessions", err)
-	}
-	return marked, nil
+	return marked, fail("look for stopped sessions", err)
 }
 
 // Purge implements [session.Store].
@@ -421,10 +404,7 @@ func (s *Store) Purge(ctx context.Context, limit int) (int, error) {
 		return 0, fail("purge sessions", err)
 	}
 	n, err := res.RowsAffected()
-	if err != nil {
-		return 0, fail("purge sessions", err)
-	}
-	return int(n), nil
+	return int(n), fail("purge sessions", err)
 }
 
 // Forget implements [session.Store].
@@ -442,10 +422,7 @@ func (s *Store) Forget(ctx context.Context, limit int) (int, error) {
 		return 0, fail("forget replaced tokens", err)
 	}
 	older, err := s.forgetLinks(ctx, limit)
-	if err != nil {
-		return int(n), fail("forget replaced tokens", err)
-	}
-	return max(int(n), older), nil
+	return max(int(n), older), fail("forget replaced tokens", err)
 }
 
 // forgetLinks drops the links whose windows are over. Few sessions have any: those that were
@@ -523,10 +500,8 @@ func (s *Store) Memory(context.Context) (session.Memory, error) { return session
 
 // Count implements [session.Store].
 func (s *Store) Count(ctx context.Context) (n int, err error) {
-	if err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM session").Scan(&n); err != nil {
-		return 0, fail("count sessions", err)
-	}
-	return n, nil
+	err = s.db.QueryRowContext(ctx, "SELECT count(*) FROM session").Scan(&n)
+	return n, fail("count sessions", err)
 }
 
 const clearPage = 1000
@@ -538,11 +513,8 @@ func (s *Store) Clear(ctx context.Context, progress func(gone int)) error {
 	for after := uuid.Nil; ; {
 		page, err := database.Collect(ctx, s.db, "read sessions", database.Value[uuid.UUID],
 			"SELECT id FROM session WHERE id > ? ORDER BY id LIMIT ?", after, clearPage)
-		if err != nil {
+		if err != nil || len(page) == 0 {
 			return fail("clear sessions", err)
-		}
-		if len(page) == 0 {
-			return nil
 		}
 		last := page[len(page)-1]
 		if _, err := s.db.Write(ctx, "DELETE FROM session WHERE id > ? AND id <= ?", after, last); err != nil {
@@ -615,7 +587,11 @@ func scan(row database.Row, one *session.Session, before ...any) error {
 
 func instant(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 
+// fail says what failed, if anything did.
 func fail(what string, err error) error {
+	if err == nil {
+		return nil
+	}
 	if database.IsUnavailable(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: %w: %w", what, session.ErrUnavailable, err)
 	}
