@@ -223,11 +223,11 @@ func contactAmong(ctx context.Context, db database.IDB, userID,
 
 // Remove removes a contact of an account.
 func (s *Service) Remove(ctx context.Context, userID, contactID uuid.UUID, dev auth.Device) error {
-	return s.remove(ctx, userID, contactID, dev, false, false)
+	return s.remove(ctx, userID, contactID, byUser, dev, false)
 }
 
 func (s *Service) remove(
-	ctx context.Context, userID, contactID uuid.UUID, dev auth.Device, byOperator, final bool,
+	ctx context.Context, userID, contactID uuid.UUID, by string, dev auth.Device, final bool,
 ) error {
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		u, err := lockUser(ctx, tx, userID)
@@ -238,7 +238,7 @@ func (s *Service) remove(
 		if err != nil {
 			return err
 		}
-		if !byOperator && s.cfg.Required == requiredVerified && c.Verified() && len(verifiedOnly(before)) == 1 {
+		if by == byUser && s.cfg.Required == requiredVerified && c.Verified() && len(verifiedOnly(before)) == 1 {
 			return ErrContactNeeded
 		}
 		if final {
@@ -253,10 +253,6 @@ func (s *Service) remove(
 			Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address}, final)
 	})
 	if err == nil {
-		by := byUser
-		if byOperator {
-			by = byAdmin
-		}
 		s.logRemoved(userID, contactID, by, dev, final)
 	}
 	return err
@@ -333,5 +329,5 @@ func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.U
 // RemoveByOperator removes a contact of an account, even the last one that sign-in needs. If it is final, nobody
 // can undo it, nor any change before it: a stranger who had the account has links that would give it back.
 func (s *Service) RemoveByOperator(ctx context.Context, userID, contactID uuid.UUID, final bool) error {
-	return s.remove(ctx, userID, contactID, auth.Device{}, true, final)
+	return s.remove(ctx, userID, contactID, byAdmin, auth.Device{}, final)
 }

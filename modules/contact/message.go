@@ -39,6 +39,15 @@ func Purposes() []Purpose {
 	return []Purpose{PurposeVerify, PurposeReset, PurposeNoticePassword, PurposeNoticeContact, PurposeNoticeNewDevice}
 }
 
+// PurposeNames lists them as words.
+func PurposeNames() []string {
+	var names []string
+	for _, p := range Purposes() {
+		names = append(names, string(p))
+	}
+	return names
+}
+
 // Message is what is sent to one address. Fields that do not belong to its purpose are empty.
 type Message struct {
 	Purpose   Purpose   `json:"purpose"`

@@ -159,12 +159,8 @@ func (s *Service) undo(ctx context.Context, tx database.Tx, userID, id uuid.UUID
 
 // endUndo ends the links that undo changes made at a time, in milliseconds, or later.
 func endUndo(ctx context.Context, tx database.IDB, userID uuid.UUID, from int64) error {
-	_, err := tx.ExecContext(ctx, "UPDATE contact_undo SET state = 'ended' WHERE user_id = ? AND state = 'live' "+
-		"AND created_ms >= ?", userID, from)
-	if err != nil {
-		return fmt.Errorf("end links that undo: %w", err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "end links that undo", "UPDATE contact_undo SET state = 'ended' WHERE user_id = ? "+
+		"AND state = 'live' AND created_ms >= ?", userID, from)
 }
 
 // restore gives an account its former contacts, and removes all others. An address that is

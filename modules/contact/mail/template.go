@@ -200,13 +200,9 @@ func nameProblem(name string) string {
 			" is outside"
 	}
 	purpose, ending, _ := strings.Cut(file, ".")
-	if !slices.Contains(contact.Purposes(), contact.Purpose(purpose)) || ending != "txt" && ending != "html" {
-		var names []string
-		for _, p := range contact.Purposes() {
-			names = append(names, string(p))
-		}
+	if !slices.Contains(contact.PurposeNames(), purpose) || ending != "txt" && ending != "html" {
 		return "is no template: they are named after what a mail is for, with .txt and .html: " +
-			strings.Join(names, ", ")
+			strings.Join(contact.PurposeNames(), ", ")
 	}
 	return ""
 }
