@@ -103,34 +103,24 @@ func runBare(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, closeDB()) }()
 	app := fiber.New(fiber.Config{DisableStartupMessage: true})
-	handle := func(c *fiber.Ctx) (bareBody, error) {
-		var body bareBody
-		if err := c.BodyParser(&body); err != nil {
-			return body, err
+	handler := func(signed bool) fiber.Handler {
+		return func(c *fiber.Ctx) error {
+			var body bareBody
+			err := c.BodyParser(&body)
+			if err == nil {
+				err = script.Run(c.UserContext(), client, []string{"bench:{" + body.Token + "}"}, body.Token).Err()
+			}
+			if signed && (err == nil || errors.Is(err, redis.Nil)) {
+				body.Signature, err = sign(c.UserContext(), body.Token)
+			}
+			if err != nil && !errors.Is(err, redis.Nil) {
+				return err
+			}
+			return c.JSON(body)
 		}
-		err := script.Run(c.UserContext(), client, []string{"bench:{" + body.Token + "}"}, body.Token).Err()
-		if errors.Is(err, redis.Nil) {
-			err = nil
-		}
-		return body, err
 	}
-	app.Post(barePath, func(c *fiber.Ctx) error {
-		body, err := handle(c)
-		if err != nil {
-			return err
-		}
-		return c.JSON(body)
-	})
-	app.Post(bareSignedPath, func(c *fiber.Ctx) error {
-		body, err := handle(c)
-		if err == nil {
-			body.Signature, err = sign(c.UserContext(), body.Token)
-		}
-		if err != nil {
-			return err
-		}
-		return c.JSON(body)
-	})
+	app.Post(barePath, handler(false))
+	app.Post(bareSignedPath, handler(true))
 	port, err := freePort()
 	if err != nil {
 		return err

@@ -148,8 +148,10 @@ func (c chart) panel(b *strings.Builder, p panel, x0, y0, width float64) {
 			continue
 		}
 		var path strings.Builder
-		for i, at := range l.points {
-			fmt.Fprintf(&path, "%c%.1f %.1f", "LM"[b2i(i == 0)], x(at[0]), y(at[1]))
+		step := 'M'
+		for _, at := range l.points {
+			fmt.Fprintf(&path, "%c%.1f %.1f", step, x(at[0]), y(at[1]))
+			step = 'L'
 		}
 		fmt.Fprintf(b, `<path d="%s" fill="none" stroke="%s" stroke-width="1.6"%s/>`+"\n", path.String(), palette[l.color], dash(l.dashed))
 		if len(l.points) <= 8 {
@@ -181,13 +183,6 @@ func (p panel) scale() (scale func(float64) float64, marks []float64) {
 		marks = append(marks, math.Pow(10, e))
 	}
 	return func(v float64) float64 { return (math.Log10(max(v, math.Pow(10, from))) - from) / (to - from) }, marks
-}
-
-func b2i(yes bool) int {
-	if yes {
-		return 1
-	}
-	return 0
 }
 
 func dash(dashed bool) string {

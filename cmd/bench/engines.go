@@ -132,7 +132,6 @@ func (p *postgres) run(name string, args ...string) error {
 	return nil
 }
 
-// redisServer is a server of Redis.
 type redisServer struct {
 	url, addr string
 	dir       string

@@ -349,7 +349,6 @@ func (g *growth) load(ctx context.Context, s *side, a, has amounts) error {
 	return nil
 }
 
-// measure measures one point.
 func (g *growth) measure(ctx context.Context, p point) (err error) {
 	empty, err := g.fresh(ctx, "empty")
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -264,21 +265,14 @@ func (s *server) signIn(path, name string) (tokens, error) {
 // users registers accounts in parallel and returns their tokens.
 func (s *server) users(n int) ([]string, []tokens, error) {
 	names, list := make([]string, n), make([]tokens, n)
-	errs := make(chan error, n)
-	slots := make(chan struct{}, 4)
+	var group errgroup.Group
+	group.SetLimit(4)
 	for i := range n {
 		names[i] = "bench-" + uuid.NewString()
-		go func() { // each sends once, and all are received below
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			var err error
+		group.Go(func() (err error) {
 			list[i], err = s.signIn("/api/v1/auth/register", names[i])
-			errs <- err
-		}()
+			return err
+		})
 	}
-	var err error
-	for range n {
-		err = errors.Join(err, <-errs)
-	}
-	return names, list, err
+	return names, list, group.Wait()
 }
