@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"net/netip"
 	"strings"
 	"time"
@@ -73,10 +74,7 @@ func (d Device) ip() string {
 // nameOf makes a short name of a user agent: "Firefox on Linux", "curl".
 func nameOf(agent string) string {
 	ua := useragent.Parse(agent)
-	on := ua.Device
-	if on == "" {
-		on = ua.OS
-	}
+	on := cmp.Or(ua.Device, ua.OS)
 	switch {
 	case ua.Name == "" && on == "":
 		return ""

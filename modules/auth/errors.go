@@ -39,11 +39,9 @@ var (
 func Faults() []*fault.Fault {
 	return []*fault.Fault{
 		ErrValidation, ErrUsernameTaken, ErrRegistrationClosed, ErrInvalidCredentials, ErrWrongPassword,
-		ErrAccountDisabled,
-		ErrContactUnverified, ErrTooManyAttempts,
-		ErrTooManySessions, ErrOverloaded, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
-		ErrSessionRevoked, ErrRefreshTokenReused, ErrTwoRefreshTokens, ErrOriginNotAllowed, ErrSessionNotFound,
-		ErrUserNotFound,
+		ErrAccountDisabled, ErrContactUnverified, ErrTooManyAttempts, ErrTooManySessions, ErrOverloaded,
+		ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired, ErrSessionRevoked,
+		ErrRefreshTokenReused, ErrTwoRefreshTokens, ErrOriginNotAllowed, ErrSessionNotFound, ErrUserNotFound,
 		ErrKeyNotFound, ErrKeyStatus, ErrKeyTooNew, ErrKeyInUse, ErrKeysUnused,
 	}
 }

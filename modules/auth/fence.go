@@ -170,7 +170,6 @@ func (f *Fence) clear(ctx context.Context, store session.Store, step FenceStep, 
 	return store.Clear(ctx, func(gone int) { progress(step, gone) })
 }
 
-// fenceMark is the row of a fence.
 type fenceMark struct {
 	generation  int64
 	epoch       int64 // no account has a lower one afterwards

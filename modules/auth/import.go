@@ -185,7 +185,6 @@ func hintError(hint string) error {
 	return errors.New(hint)
 }
 
-// importer is one import.
 type importer struct {
 	service   *Service
 	opt       ImportOptions

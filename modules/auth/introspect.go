@@ -71,8 +71,7 @@ func (s *Service) Introspect(ctx context.Context, text string) (Introspection, b
 	}
 	c := caller.claims
 	return Introspection{
-		Use: "access_token", Subject: c.Subject, Username: caller.User.Username, ClientID: c.ClientID,
-		Issuer:   c.Issuer,
+		Use: "access_token", Subject: c.Subject, Username: caller.User.Username, ClientID: c.ClientID, Issuer: c.Issuer,
 		Audience: c.Audience, ID: c.ID, SessionID: c.SessionID, IssuedAt: c.IssuedAt, ExpiresAt: c.ExpiresAt,
 		AuthTime: c.AuthTime,
 	}, true, nil

@@ -137,8 +137,7 @@ func (s *Service) compare(ctx context.Context,
 		default:
 			live = append(live, Session{
 				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent,
-				IP:        r.IP,
-				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
+				IP: r.IP, CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
 				epoch: r.Epoch, ends: r.ExpiresAt,
 			})
 		}

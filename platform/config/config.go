@@ -23,6 +23,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -324,10 +325,7 @@ func (l *loader) unknown(path string) string {
 
 // readFile returns the settings file, or nothing when there is none.
 func (l *loader) readFile(file string) (name string, data []byte) {
-	name = file
-	if name == "" {
-		name = defaultFile
-	}
+	name = cmp.Or(file, defaultFile)
 	data, err := readLimited(name, maxFile)
 	switch {
 	case err == nil:

@@ -8,6 +8,7 @@ package openapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -108,13 +109,11 @@ func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
 		}
 	}
 	op := &openapi3.Operation{
-		OperationID: r.ID, Tags: []string{r.Group}, Summary: r.Summary, Description: r.Description,
-		Responses: openapi3.NewResponses(), Security: w.security(r),
+		OperationID: r.ID, Tags: []string{r.Group}, Summary: r.Summary,
+		Description: cmp.Or(r.Description, r.Summary+"."),
+		Responses:   openapi3.NewResponses(), Security: w.security(r),
 	}
 	op.Responses.Delete("default")
-	if op.Description == "" {
-		op.Description = r.Summary + "."
-	}
 	if r.Instead != "" {
 		op.Description += " If a proxy drops the body of a DELETE, " + r.Instead + " does the same."
 	}
@@ -481,8 +480,7 @@ func (w *writer) gatewayRefusals(op *openapi3.Operation, r httpserver.Route) {
 func Inherent(r httpserver.Route) []*fault.Fault {
 	list := []*fault.Fault{
 		httpserver.ErrMalformed, httpserver.ErrRequestTimeout, httpserver.ErrBodyTooLarge,
-		httpserver.ErrHeadersTooLarge,
-		httpserver.ErrUnavailable, httpserver.ErrInternal,
+		httpserver.ErrHeadersTooLarge, httpserver.ErrUnavailable, httpserver.ErrInternal,
 	}
 	for _, field := range reflect.VisibleFields(r.Do.In()) {
 		if field.Name == "Body" {
@@ -554,7 +552,6 @@ func (w *writer) answer(description string) *openapi3.Response {
 	return &openapi3.Response{Description: &description, Headers: headers}
 }
 
-// refusal is the response for an error.
 func (w *writer) refusal(description string, status int) *openapi3.Response {
 	answer := w.answer(description)
 	answer.Headers["Cache-Control"] = constant("Errors are never cached.", "no-store")

@@ -48,7 +48,8 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 			Faults: []*fault.Fault{contact.ErrContactNotFound, contact.ErrContactNeeded},
 		}, {
 			Method: "POST", Path: "/api/v1/auth/contacts/{id}/verify", ID: "verifyContact", Group: group,
-			Cache: noStore, Summary: "Verify an address with its code", Success: "The address is verified.",
+			Cache:   noStore,
+			Summary: "Verify an address with its code", Success: "The address is verified.",
 			Do:     httpserver.As(bearer, a.verify),
 			Faults: append([]*fault.Fault{contact.ErrContactNotFound, contact.ErrContactTaken}, guessing...),
 		}, {
@@ -61,7 +62,8 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 			Faults: append([]*fault.Fault{contact.ErrContactTaken}, guessing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/password/forgot", ID: "forgotPassword", Group: group, Status: 202,
-			Cache: noStore, Summary: "Ask for a code that resets the password",
+			Cache:   noStore,
+			Summary: "Ask for a code that resets the password",
 			Success: "If there is such an account with a verified address, a code and a link were sent to it.",
 			Description: "The answer is the same, in content and time, if there is none. With a username the code " +
 				"goes to the address that was verified first, with an address to that one. The code and the link " +

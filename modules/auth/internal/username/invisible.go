@@ -1,6 +1,7 @@
 package username
 
 import (
+	"cmp"
 	"fmt"
 	"unicode"
 	"unicode/utf8"
@@ -30,17 +31,13 @@ func invisible(r rune) bool { return unicode.IsSpace(r) || unicode.Is(invisibles
 // controls are names of characters that Unicode calls just <control>.
 var controls = map[rune]string{
 	0x00: "NULL", 0x07: "BELL", 0x08: "BACKSPACE", '\t': "TAB", '\n': "LINE FEED", 0x0b: "LINE TABULATION",
-	0x0c: "FORM FEED",
-	'\r': "CARRIAGE RETURN", 0x1b: "ESCAPE", 0x7f: "DELETE", 0x85: "NEXT LINE",
+	0x0c: "FORM FEED", '\r': "CARRIAGE RETURN", 0x1b: "ESCAPE", 0x7f: "DELETE", 0x85: "NEXT LINE",
 }
 
 // describe names a character by code point and name, as people can look it up: a refused
 // character often cannot be seen, or looks like one that would do.
 func describe(r rune) string {
-	name := controls[r]
-	if name == "" {
-		name = runenames.Name(r)
-	}
+	name := cmp.Or(controls[r], runenames.Name(r))
 	switch {
 	case r == 0xfeff:
 		name += " (byte order mark)"
