@@ -182,7 +182,6 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 	}
 }
 
-// secret reads the client's secret.
 func (v asVerifier) secret() (string, error) {
 	switch {
 	case v.client == "":

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -31,7 +30,6 @@ func newConfigCheck(g *global) *cobra.Command {
 settings themselves are right, the files that they name are read too: certificates, keys,
 templates of mails, breached passwords. No server is asked; authctl doctor does that.`,
 		Example: "  authctl config check",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := g.loadSettings(nil)
 			if err == nil {
@@ -43,32 +41,20 @@ templates of mails, breached passwords. No server is asked; authctl doctor does 
 					err = faults
 				}
 			}
-			if g.output == "json" {
-				faults, ok := errors.AsType[config.Faults](err)
-				if err != nil && !ok {
-					return err
-				}
-				if err := printJSON(cmd.OutOrStdout(),
-					map[string]any{"ok": err == nil, "faults": append(config.Faults{}, faults...),
-						"remarks": append([]config.Remark{}, s.remarks...)}); err != nil {
-					return err
-				}
-				if err != nil {
-					return silent{err}
-				}
-				return nil
-			}
-			if err != nil {
+			faults, ok := errors.AsType[config.Faults](err)
+			if err != nil && (!ok || g.output != "json") {
 				return err
 			}
 			words := "the settings are fine"
 			for _, r := range s.remarks {
 				words += "\nnote: " + r.String()
 			}
-			if _, err := fmt.Fprintln(cmd.OutOrStdout(), words); err != nil {
-				return fmt.Errorf("write the result: %w", err)
+			report := map[string]any{"ok": err == nil, "faults": append(config.Faults{}, faults...),
+				"remarks": append([]config.Remark{}, s.remarks...)}
+			if told := g.tell(cmd.OutOrStdout(), report, words); told != nil || err == nil {
+				return told
 			}
-			return nil
+			return silent{err}
 		},
 	}
 }
@@ -78,7 +64,6 @@ func newConfigShow(g *global) *cobra.Command {
 		Use:     "show",
 		Short:   "Show every setting, its value and its source",
 		Example: "  authctl config show",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := g.loadSettings(nil)
 			if err != nil {

@@ -120,7 +120,7 @@ of the account end. With one of them the stranger would get the account back.`,
 			return err
 		}
 		if c.Verified() && !final {
-			return g.printUnchanged(cmd, u,
+			return g.printOutcome(cmd, u, false,
 				"has the contact "+c.Address+", which is verified already; nothing changed")
 		}
 		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID, final); err != nil {

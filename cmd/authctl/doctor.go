@@ -43,7 +43,6 @@ Nothing is changed, and each check takes at most five seconds. The exit code is
 1 when something failed.`,
 		Example: `  authctl doctor
   APP_MODE=prod authctl doctor --config /etc/authctl/config.yaml -o json`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.doctor(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},

@@ -32,7 +32,6 @@ It asks /readyz of the operator listener (app.operator_addr) or, if that is off,
 one (app.host, app.port, app.tls). The exit code is 0 when the process is ready and 1 when it
 is not, does not answer within four seconds, or cannot be found.`,
 		Example: "  authctl health",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.health(cmd.Context(), cmd.OutOrStdout())
 		},

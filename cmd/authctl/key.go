@@ -62,7 +62,6 @@ func newKeyList(g *global) *cobra.Command {
 		Use:     "list",
 		Short:   "List every key, past and present, and the possible next steps",
 		Example: "  authctl key list",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withKeys(cmd, func(ctx context.Context, _ *app, keys *auth.Keys) error {
 				list, err := keys.List(ctx)
@@ -111,7 +110,6 @@ func newKeyStage(g *global) *cobra.Command {
 		Long: `Create a key of the configured algorithm, publish it in the JWK set and print its kid. It does
 not sign before it is promoted.`,
 		Example: "  authctl key stage",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withKeys(cmd, func(ctx context.Context, a *app, keys *auth.Keys) error {
 				if err := a.checkPresentSecret(ctx); err != nil { // the key is sealed for the servers

@@ -27,15 +27,6 @@ these commands needs the database.`,
 	return cmd
 }
 
-// purposeNames are what a mail can be for.
-func purposeNames() []string {
-	var names []string
-	for _, p := range contact.Purposes() {
-		names = append(names, string(p))
-	}
-	return names
-}
-
 // newMailer makes the mails of these settings, for commands that open nothing else.
 func (g *global) newMailer() (settings, *mail.Mailer, error) {
 	s := settings{keyless: true}
@@ -53,18 +44,18 @@ func newMailPreview(g *global) *cobra.Command {
 		Use:   "preview PURPOSE",
 		Short: "Show a mail with sample data",
 		Long: `Show a mail with sample data: its subject and its text part, or with --html its HTML part. PURPOSE is one
-of ` + strings.Join(purposeNames(), ", ") + `.
+of ` + strings.Join(contact.PurposeNames(), ", ") + `.
 
 The templates are those that serve would use: the built-in ones, and those in
 contact.templates_dir. All of them are checked first.`,
 		Example: `  authctl mail preview reset --lang de
   authctl mail preview verify --html > verify.html`,
 		Args:              oneArgument,
-		ValidArgsFunction: cobra.FixedCompletions(purposeNames(), cobra.ShellCompDirectiveNoFileComp),
+		ValidArgsFunction: cobra.FixedCompletions(contact.PurposeNames(), cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !slices.Contains(purposeNames(), args[0]) {
+			if !slices.Contains(contact.PurposeNames(), args[0]) {
 				return misuse{fmt.Errorf("there is no mail for %q; there are: %s", args[0],
-					strings.Join(purposeNames(), ", "))}
+					strings.Join(contact.PurposeNames(), ", "))}
 			}
 			_, m, err := g.newMailer()
 			if err != nil {
@@ -95,10 +86,8 @@ func (g *global) printMail(w io.Writer, made mail.Mail, html bool) error {
 	if html {
 		text = made.HTML
 	}
-	if _, err := io.WriteString(w, text); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	return nil
+	_, err := io.WriteString(w, text)
+	return unwritten(err)
 }
 
 func newMailTest(g *global) *cobra.Command {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ migrates itself.`,
 	run := func(use, short string, open func(*app, context.Context) error,
 		do func(ctx context.Context, a *app, stdout, stderr io.Writer) error) {
 		cmd.AddCommand(&cobra.Command{
-			Use: use, Short: short, Args: noArguments, Example: "  authctl migrate " + use,
+			Use: use, Short: short, Example: "  authctl migrate " + use,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error {
 					return do(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -87,7 +88,6 @@ release serves. It does what deploy/postgres/grants.sql does, in one transaction
 servers notice nothing. deploy/postgres/roles.sql creates the roles, once. If one role does
 everything, there is nothing to grant.`,
 		Example: "  authctl migrate grants",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
 				if err := migrations.Grant(ctx, a.db); errors.Is(err, migrations.ErrBehind) {
@@ -121,7 +121,6 @@ needs --yes elsewhere, and does nothing while servers, relays or others use the 
 backup first. Servers of the release that made the schema cannot run afterwards. If the last run was
 that of a newer release, use its binary: this one refuses.`,
 		Example: "  authctl migrate status\n  authctl migrate down",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
 				return g.migrateDown(ctx, cmd, a, &sure, force)
@@ -209,18 +208,13 @@ func newMigrateNew(g *global) *cobra.Command {
 	return cmd
 }
 
-// printMigrated prints a line for each migration.
 func (g *global) printMigrated(w io.Writer, done, nothing string, list []migrations.State) error {
-	if g.output == "json" {
-		return printJSON(w, append([]migrations.State{}, list...)) // none is [] and not null
-	}
+	var lines []string
 	for _, s := range list {
-		fmt.Fprintf(w, "%s %s %s\n", done, s.Name, s.Comment)
+		lines = append(lines, done+" "+s.Name+" "+s.Comment)
 	}
-	if len(list) == 0 {
-		fmt.Fprintln(w, nothing)
-	}
-	return nil
+	list = append([]migrations.State{}, list...) // none is [] and not null
+	return g.tell(w, list, cmp.Or(strings.Join(lines, "\n"), nothing))
 }
 
 // withApp runs a command on an app after open, and closes it.

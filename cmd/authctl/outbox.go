@@ -55,7 +55,6 @@ func newOutboxStatus(g *global) *cobra.Command {
 Ctrl-C, as JSON one object a line.`,
 		Example: `  authctl outbox status
   authctl outbox status --watch --every 1s`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.every < 100*time.Millisecond {
 				return misuse{fmt.Errorf("--every is %s; it takes 100ms or more", o.every)}
@@ -162,10 +161,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 	for _, s := range st.Shards {
 		owner, left, oldest := "-", "-", "-"
 		if s.Owner != "" {
-			// A relay that is just gone may still hold a lease.
-			if owner = names[s.Owner]; owner == "" {
-				owner = s.Owner
-			}
+			owner = cmp.Or(names[s.Owner], s.Owner) // a relay that is just gone may still hold a lease
 			left = s.LeaseLeft.String()
 		}
 		if s.OldestAge > 0 {
@@ -264,7 +260,6 @@ func newOutboxTail(g *global) *cobra.Command {
 As JSON it is one object a line.`,
 		Example: `  authctl outbox tail --follow
   authctl outbox tail --type auth.UserLoggedIn.v1 --last 100 -o json`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opt.Last < 0 {
 				return misuse{errors.New("--last takes no negative number")}
@@ -346,7 +341,6 @@ affected. Running it again does no harm. The exit code is 1 when no event matche
 		Example: `  authctl outbox replay --since 24h
   authctl outbox replay --from-id 1000 --to-id 2000 --type auth.UserRegistered.v1 --yes
   authctl outbox replay --target log --since 1h`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	cmd.Flags().StringVar(&o.since, "since", "", "written at or after this time (RFC 3339), or within this "+
@@ -486,26 +480,19 @@ type replayReport struct {
 }
 
 func (o *replayOptions) print(w io.Writer, r outbox.ReplayResult) error {
-	if o.output == "json" {
-		return printJSON(w, replayReport{DryRun: !o.yes, ReplayResult: r})
-	}
-	var err error
-	switch events := count(int(r.Matched), "event", "events"); {
-	case !o.yes:
-		_, err = fmt.Fprintf(w, "%s would be sent again, ids %d to %d; send them with --yes\n", events, r.FirstID,
-			r.LastID)
-	default:
-		text := fmt.Sprintf("%d of %s, ids %d to %d, will be sent again", r.Enqueued, events, r.FirstID, r.LastID)
+	events := count(int(r.Matched), "event", "events")
+	text := fmt.Sprintf("%s would be sent again, ids %d to %d; send them with --yes", events, r.FirstID, r.LastID)
+	if o.yes {
+		text = fmt.Sprintf("%d of %s, ids %d to %d, will be sent again", r.Enqueued, events, r.FirstID, r.LastID)
 		if r.Enqueued < r.Matched {
 			text += "; the others wait anyway"
 		}
-		_, err = fmt.Fprintln(w, text)
 	}
-	if err == nil && r.Parked > 0 {
-		_, err = fmt.Fprintf(w, "%s parked and left; see: authctl outbox parked list\n",
+	if r.Parked > 0 {
+		text += fmt.Sprintf("\n%s parked and left; see: authctl outbox parked list",
 			count(int(r.Parked), "more event is", "more events are"))
 	}
-	return err
+	return o.tell(w, replayReport{DryRun: !o.yes, ReplayResult: r}, text)
 }
 
 func newOutboxParked(g *global) *cobra.Command {
@@ -534,7 +521,6 @@ func newParkedList(g *global) *cobra.Command {
 and mail, which are tried again by themselves.`,
 		Example: `  authctl outbox parked list
   authctl outbox parked list --target mail --all`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				list, err := target.listParked(ctx, a, all)

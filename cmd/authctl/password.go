@@ -30,7 +30,6 @@ hashes protect a stolen database better and allow fewer sign-ins a second. Run i
 the servers, when nothing else runs there.`,
 		Example: `  authctl password calibrate
   authctl password calibrate --target 500ms -o json`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if target < 10*time.Millisecond || target > 10*time.Second {
 				return misuse{fmt.Errorf("--target is %s; it takes 10ms to 10s", target)}

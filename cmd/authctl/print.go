@@ -23,6 +23,11 @@ func printJSON(w io.Writer, v any) error {
 	if err == nil {
 		_, err = w.Write(text)
 	}
+	return unwritten(err)
+}
+
+// unwritten is the error of a result that could not be written.
+func unwritten(err error) error {
 	if err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
@@ -83,10 +88,8 @@ func (g *global) tell(w io.Writer, v any, line string) error {
 	if g.output == "json" {
 		return printJSON(w, v)
 	}
-	if _, err := fmt.Fprintln(w, line); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	return nil
+	_, err := fmt.Fprintln(w, line)
+	return unwritten(err)
 }
 
 // table writes a result: rows under a heading, or v as JSON.
@@ -235,10 +238,7 @@ func printAligned(w io.Writer, rows [][]string) error {
 		}
 		_ = out.WriteByte('\n')
 	}
-	if err := out.Flush(); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	return nil
+	return unwritten(out.Flush())
 }
 
 // stream writes a list of any length in bounded memory: rows of a table, or a JSON array with an

@@ -38,7 +38,6 @@ It needs the database and Kafka, and for webhooks and mails the signing secret, 
 it finishes the batches in flight, releases its leases and stops.`,
 		Example: `  authctl relay
   DATABASE_URL=postgres://auth@localhost/auth KAFKA_BROKERS=localhost:9092 authctl relay`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.relay(cmd.Context(), cmd.ErrOrStderr())
 		},

@@ -64,7 +64,6 @@ With HS256, where AUTH_TOKEN_SECRET signs, give every server a new secret as wel
 If Redis is away the fence does nothing. Where its data is lost anyway, --without-redis goes on
 without it: sessions that it may still hold are refused.`,
 		Example: "  authctl restore fence --dry-run\n  authctl restore fence",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.withApp(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
 				return o.run(ctx, cmd, a)
@@ -134,21 +133,18 @@ func (o *fenceOptions) run(ctx context.Context, cmd *cobra.Command, a *app) erro
 		return err
 	}
 	report.Key = done.Key.KID
-	if o.output == "json" {
-		return printJSON(cmd.OutOrStdout(), report)
-	}
-	words := "the fence is done: events are of generation %d"
+	words := fmt.Sprintf("the fence is done: events are of generation %d", done.Generation)
+	next := "start serve and relay, and decide about accounts that changed after the backup"
 	if report.Key != "" {
 		words += ", " + report.Key + " signs now"
+	} else {
+		next = "give every server and every service that verifies tokens a new AUTH_TOKEN_SECRET, without the old " +
+			"one in AUTH_TOKEN_PREVIOUS_SECRETS; then start serve and relay"
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), words+"\n", done.Generation)
-	if report.Key == "" {
-		fmt.Fprintln(cmd.ErrOrStderr(), "next, give every server and every service that verifies tokens a new "+
-			"AUTH_TOKEN_SECRET, without the old one in AUTH_TOKEN_PREVIOUS_SECRETS; then start serve and relay")
-		return nil
+	if err := o.tell(cmd.OutOrStdout(), report, words); err != nil || o.output == "json" {
+		return err
 	}
-	fmt.Fprintln(cmd.ErrOrStderr(), "next, start serve and relay, and decide about accounts that changed after "+
-		"the backup")
+	fmt.Fprintln(cmd.ErrOrStderr(), "next, "+next)
 	return nil
 }
 
@@ -172,7 +168,6 @@ func (a *app) inUse(err error, stop string) error {
 	return fmt.Errorf("%w: %s, or use --force", err, stop)
 }
 
-// open opens what is fenced.
 func (o *fenceOptions) open(ctx context.Context, a *app) (*auth.Fence, error) {
 	deps := auth.Deps{DB: a.db, Log: a.log}
 	if a.Redis.Enabled() && !o.withoutRedis {

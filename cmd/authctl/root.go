@@ -44,8 +44,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(out)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
-	if err == nil && out.failed != nil {
-		err = fmt.Errorf("write the result: %w", out.failed)
+	if err == nil {
+		err = unwritten(out.failed)
 	}
 	if err == nil {
 		return exitDone
@@ -190,7 +190,6 @@ environment), and 2 when the command line is wrong.`,
   authctl token inspect --help`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          noArguments,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"table", "json"}, g.output) {
 				return misuse{fmt.Errorf("--output is %q; it takes table or json", g.output)}
@@ -294,10 +293,13 @@ func finishDefaults(root *cobra.Command) {
 	}
 }
 
-// everyMisuse makes wrong arguments a misuse in every command, and an unknown or missing
-// subcommand an error rather than a page of help and success.
+// everyMisuse makes wrong arguments a misuse in every command, any of one that says nothing of its
+// arguments, and an unknown or missing subcommand an error rather than a page of help and success.
 func everyMisuse(cmd *cobra.Command) {
 	cmd.SuggestionsMinimumDistance = 2
+	if cmd.Args == nil && cmd.RunE != nil {
+		cmd.Args = noArguments
+	}
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {

@@ -48,7 +48,6 @@ progress, releases its share of the relay and exits with 0. A second signal stop
 		Example: `  authctl serve
   authctl serve --port 8081
   DATABASE_URL=postgres://auth@localhost/auth REDIS_URL=redis://localhost authctl serve`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.run(cmd.Context(), cmd.ErrOrStderr())
 		},

@@ -95,7 +95,6 @@ func newTargetList(g *global) *cobra.Command {
 		Use:     "list",
 		Short:   "List all targets, including former ones of the log",
 		Example: "  authctl outbox target list",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				list, err := outbox.Targets(ctx, a.db)
@@ -152,7 +151,6 @@ again; authctl outbox replay does that.
 It is refused while relays run: stop them, change the target, and start them with the new
 settings. Without --yes it says what would happen, changes nothing and exits with 2.`,
 		Example: `  KAFKA_BROKERS=localhost:9092 authctl outbox target set --yes`,
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				return g.setTarget(ctx, a, cmd.OutOrStdout(), yes)
@@ -222,15 +220,12 @@ func (a *app) makeTarget() error {
 }
 
 func (g *global) printTargetChange(w io.Writer, c outbox.TargetChange, done bool) error {
-	if g.output == "json" {
-		return printJSON(w, struct {
-			outbox.TargetChange
-			DryRun bool `json:"dry_run"`
-		}{c, !done})
-	}
+	report := struct {
+		outbox.TargetChange
+		DryRun bool `json:"dry_run"`
+	}{c, !done}
 	if !c.Changed {
-		_, err := fmt.Fprintf(w, "the outbox publishes to %s already\n", c.To)
-		return err
+		return g.tell(w, report, fmt.Sprintf("the outbox publishes to %s already", c.To))
 	}
 	text := ""
 	if c.From != nil && !done {
@@ -245,14 +240,13 @@ func (g *global) printTargetChange(w io.Writer, c outbox.TargetChange, done bool
 	}
 	text += fmt.Sprintf("the outbox %s to %s from now on\n", verb, c.To)
 	text += fmt.Sprintf("  %s %s there\n", count(int(c.Waiting), "event that waits", "events that wait"), goes)
-	text += "  events that were published before are not sent there; authctl outbox replay does that\n"
+	text += "  events that were published before are not sent there; authctl outbox replay does that"
 	if c.Parked > 0 {
-		text += fmt.Sprintf("  %s parked; see: authctl outbox parked list\n",
+		text += fmt.Sprintf("\n  %s parked; see: authctl outbox parked list",
 			count(int(c.Parked), "key stays", "keys stay"))
 	}
 	if done {
-		text += "start the relays with these settings\n"
+		text += "\nstart the relays with these settings"
 	}
-	_, err := io.WriteString(w, text)
-	return err
+	return g.tell(w, report, text)
 }

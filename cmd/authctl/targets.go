@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -179,12 +180,6 @@ func (g *global) printTarget(w io.Writer, name, state, text string) error {
 	return g.tell(w, map[string]any{"name": name, "state": state}, text)
 }
 
-// pasteTarget is an example that works when pasted: for each target that can be removed.
-func pasteTarget(command string) string {
-	return "  authctl outbox target list -o json | jq -r '.[] | select(.kind == \"webhook\").name' | xargs -n1 " +
-		command
-}
-
 func newTargetPause(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "pause NAME",
@@ -237,8 +232,9 @@ func newTargetRemove(g *global) *cobra.Command {
 		Short: "Remove a webhook and what waits for it",
 		Long: `Remove a webhook and what waits for it. The events themselves stay: other targets get them, and
 authctl outbox replay can send them to a new webhook until OUTBOX_RETENTION is over.`,
-		Example: pasteTarget("authctl outbox target remove --yes"),
-		Args:    oneArgument,
+		Example: "  authctl outbox target list -o json | jq -r '.[] | select(.kind == \"webhook\").name' | xargs -n1 " +
+			"authctl outbox target remove --yes",
+		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onTarget(cmd, args[0], func(ctx context.Context, a *app) error {
 				s, err := outbox.FindSubscription(ctx, a.db, args[0])
@@ -318,14 +314,11 @@ func (c *chosenTarget) listParked(ctx context.Context, a *app, all bool) ([]outb
 
 // parkedRow is a parked key in a table.
 func parkedRow(k outbox.ParkedKey) []string {
-	target, since := k.Target, moment(k.ParkedAt)
-	if target == "" {
-		target = logTarget
-	}
+	since := moment(k.ParkedAt)
 	if k.ParkedAt.IsZero() {
 		since = "tried again " + whenAgain(k)
 	}
-	return []string{k.Key, target, fmt.Sprint(k.Events), fmt.Sprint(k.ID), k.Type, since, k.Error}
+	return []string{k.Key, cmp.Or(k.Target, logTarget), fmt.Sprint(k.Events), fmt.Sprint(k.ID), k.Type, since, k.Error}
 }
 
 // whenAgain says when a held key is tried again.

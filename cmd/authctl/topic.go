@@ -96,7 +96,6 @@ that was published so far, --accept-partitions N makes relays use the new number
 The exit code is 1 when nothing can be published to the topic; other problems are
 only listed.`,
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			open := kafkaAlone
 			switch {
@@ -147,7 +146,6 @@ func newTopicCheck(g *global) *cobra.Command {
 		Use:     "check",
 		Short:   "Report what is wrong with the topic; the exit code is 1 if anything is",
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic check",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withTopic(cmd, kafkaAlone, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
 				st, err := kafka.CheckTopic(ctx)

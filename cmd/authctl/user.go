@@ -193,7 +193,6 @@ func newUserList(g *global) *cobra.Command {
 		Short:   "List every account, oldest first",
 		Long:    `List every account, oldest first. As JSON it is an array with one element a line, written as a stream.`,
 		Example: "  authctl user list -o json | head",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
 				return g.stream(cmd.OutOrStdout(), userHeading, func(print func(v any, row []string) error) error {
@@ -307,7 +306,7 @@ func newUserChange(g *global, use, short, done string, status auth.Status,
 			return err
 		}
 		if u.Status == status {
-			return g.printUnchanged(cmd, u, "is "+done+" already; nothing changed")
+			return g.printOutcome(cmd, u, false, "is "+done+" already; nothing changed")
 		}
 		return g.printDone(cmd, u, "is "+done)
 	})
@@ -390,11 +389,7 @@ func (g *global) printDone(cmd *cobra.Command, u auth.User, what string) error {
 	return g.printOutcome(cmd, u, true, what)
 }
 
-// printUnchanged reports that an account was already as wanted.
-func (g *global) printUnchanged(cmd *cobra.Command, u auth.User, what string) error {
-	return g.printOutcome(cmd, u, false, what)
-}
-
+// printOutcome reports what was done, or that the account was already as wanted.
 func (g *global) printOutcome(cmd *cobra.Command, u auth.User, changed bool, what string) error {
 	report := map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed}
 	return g.tell(cmd.OutOrStdout(), report, fmt.Sprintf("%s (%s) %s", u.Username, u.ID, what))

@@ -37,7 +37,6 @@ owner can read, and a terminal gets them only with --force. Every export is reco
 security log.`,
 		Example: `  authctl user export --format csv > users.csv
   authctl user export --with-password-hashes --file users.ndjson`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	flags := cmd.Flags()

@@ -43,7 +43,6 @@ func newVerifierList(g *global) *cobra.Command {
 at its last request; one that was not seen for long knows nothing newer. Several processes may
 have the same name: INSTANCE tells them apart. It is random, or the address of one that sends none.`,
 		Example: "  authctl verifier list",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				list, err := auth.Verifiers(ctx, a.db, 24*time.Hour)
@@ -64,15 +63,12 @@ have the same name: INSTANCE tells them apart. It is random, or the address of o
 					lag := v.Lag.Round(time.Millisecond).String()
 					rows[i] = []string{v.Name, orDash(v.Instance), orDash(v.Version), v.Client, seen, lag, keys}
 				}
-				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), reports)
-				}
-				if len(rows) == 0 {
+				if len(rows) == 0 && g.output != "json" {
 					_, err := fmt.Fprintln(cmd.ErrOrStderr(), "no verifier was seen in the last day")
 					return err
 				}
-				return printTable(cmd.OutOrStdout(), []string{"NAME", "INSTANCE", "VERSION", "CLIENT", "LAST SEEN",
-					"LAG", "KEYS"}, rows)
+				heading := []string{"NAME", "INSTANCE", "VERSION", "CLIENT", "LAST SEEN", "LAG", "KEYS"}
+				return g.table(cmd.OutOrStdout(), reports, heading, rows)
 			})
 		},
 	}

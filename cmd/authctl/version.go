@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"runtime"
 	"runtime/debug"
 
@@ -48,18 +47,13 @@ func newVersion(g *global) *cobra.Command {
 		Use:     "version",
 		Short:   "Show the version of this build",
 		Example: "  authctl version -o json",
-		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := buildInfo()
-			if g.output == "json" {
-				return printJSON(cmd.OutOrStdout(), b)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "authctl %s\n", b.Version)
+			words := "authctl " + b.Version
 			if b.Revision != "" {
-				fmt.Fprintf(cmd.OutOrStdout(), "built from %s of %s\n", b.Revision, b.Time)
+				words += "\nbuilt from " + b.Revision + " of " + b.Time
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", b.Go, b.Platform)
-			return nil
+			return g.tell(cmd.OutOrStdout(), b, words+"\n"+b.Go+" "+b.Platform)
 		},
 	}
 }

@@ -241,7 +241,6 @@ func suggestNames(host string) []string {
 	return names
 }
 
-// eventTypes are the types of all events.
 func eventTypes() []string {
 	return slices.Concat(auth.EventTypes(), contact.EventTypes())
 }
