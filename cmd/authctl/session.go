@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/httpserver"
 )
 
 func newSession(g *global) *cobra.Command {
@@ -66,7 +65,7 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 		filter.ID = uuid.NullUUID{UUID: id, Valid: true}
 	}
 	if f.ip != "" {
-		network, err := parseNetwork(f.ip)
+		network, err := httpserver.ParseNetwork(f.ip)
 		if err != nil {
 			return filter, misuse{fmt.Errorf("--ip is %q; it takes an address or a network such as 203.0.113.0/24",
 				f.ip)}
@@ -80,22 +79,6 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	// A time that is not in the past means every session, also those that the session store has lost.
 	filter.Everybody = f.before != "" && !filter.Before.Before(now) && f.id == "" && f.ip == "" && !f.ofUser()
 	return filter, nil
-}
-
-func parseNetwork(text string) (netip.Prefix, error) {
-	if strings.Contains(text, "/") {
-		network, err := netip.ParsePrefix(text)
-		if addr := network.Addr(); addr.Is4In6() && network.Bits() >= 96 {
-			network = netip.PrefixFrom(addr.Unmap(), network.Bits()-96)
-		}
-		return network.Masked(), err
-	}
-	addr, err := netip.ParseAddr(text)
-	if err != nil {
-		return netip.Prefix{}, err
-	}
-	addr = addr.Unmap()
-	return addr.Prefix(addr.BitLen())
 }
 
 // parseMoment parses a flag that is a time or a duration before now. An empty text is the zero
@@ -154,8 +137,7 @@ var sessionHeading = []string{"ID", "USER", "DEVICE", "IP", "LAST USED", "EXPIRE
 func describeSession(s auth.Session) (sessionReport, []string) {
 	return sessionReport{
 			ID: s.ID, UserID: s.UserID, Username: s.Username, DeviceName: s.DeviceName, UserAgent: s.UserAgent,
-			IP:        s.IP,
-			CreatedAt: s.CreatedAt, LastUsedAt: s.LastUsedAt, ExpiresAt: s.ExpiresAt,
+			IP: s.IP, CreatedAt: s.CreatedAt, LastUsedAt: s.LastUsedAt, ExpiresAt: s.ExpiresAt,
 		}, []string{
 			s.ID.String(), s.Username, orDash(s.DeviceName), orDash(s.IP),
 			s.LastUsedAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339),
@@ -171,7 +153,6 @@ func newSessionList(g *global) *cobra.Command {
 As JSON it is an array with one element a line, written as a stream.`,
 		Example: `  authctl session list --user alice
   authctl session list --before 720h -o json | head`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withSessions(cmd, f, func(_ context.Context, a *app, filter auth.SessionFilter) error {
 				filter.Everybody = false // only sessions in the store can be listed
@@ -216,7 +197,6 @@ Without --user or --id it says what will end and asks on a terminal; elsewhere i
 		Example: `  authctl session revoke --user alice
   authctl session revoke --ip 203.0.113.0/24 --dry-run
   authctl session revoke --before 2160h --yes`,
-		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	o.chosen.add(cmd)

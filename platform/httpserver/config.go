@@ -67,7 +67,7 @@ func (c Config) Validate(report func(path, problem string)) {
 		}
 	}
 	for _, proxy := range c.TrustedProxies {
-		if _, err := parseNetwork(proxy); err != nil {
+		if _, err := ParseNetwork(proxy); err != nil {
 			report("app.trusted_proxies", proxy+": is neither an IP address nor a network like 10.0.0.0/8")
 		}
 	}
@@ -87,7 +87,7 @@ func (c Config) Validate(report func(path, problem string)) {
 // Doubted reports networks of proxies that are wider than any private one, 10.0.0.0/8 or fc00::/7: clients are in them.
 func (c Config) Doubted(report func(path, text string)) {
 	for _, proxy := range c.TrustedProxies {
-		network, err := parseNetwork(proxy)
+		network, err := ParseNetwork(proxy)
 		if err == nil && network.Bits() < 8 && network != netip.MustParsePrefix("fc00::/7") {
 			report("app.trusted_proxies", "trusts "+proxy+", so that clients are taken for proxies: they write the "+
 				"address that they count as into X-Forwarded-For themselves, and no limit by address holds; name the "+
@@ -106,8 +106,8 @@ func (c Config) CheckFiles(report func(path, problem string)) {
 	}
 }
 
-// parseNetwork parses an address or a CIDR. IPv4-mapped IPv6 counts as IPv4.
-func parseNetwork(text string) (netip.Prefix, error) {
+// ParseNetwork parses an address or a CIDR. IPv4-mapped IPv6 counts as IPv4.
+func ParseNetwork(text string) (netip.Prefix, error) {
 	if prefix, err := netip.ParsePrefix(text); err == nil {
 		if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= 96 {
 			prefix = netip.PrefixFrom(addr.Unmap(), prefix.Bits()-96)

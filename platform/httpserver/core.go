@@ -84,17 +84,11 @@ func newCore(cfg Config, opt Options, connections func() float64) (*core, error)
 		s.now = time.Now
 	}
 	for _, text := range cfg.TrustedProxies {
-		prefix, err := parseNetwork(text)
-		if err != nil {
-			return nil, fmt.Errorf("app.trusted_proxies: %w", err)
-		}
+		prefix, _ := ParseNetwork(text) // Validate has looked
 		s.trusted = append(s.trusted, prefix)
 	}
 	for _, text := range cfg.Origins {
-		origin, err := parseOrigin(text)
-		if err != nil {
-			return nil, fmt.Errorf("app.origins: %w", err)
-		}
+		origin, _ := parseOrigin(text)
 		s.origins = append(s.origins, origin)
 	}
 	for _, name := range cfg.CORSHeaders {

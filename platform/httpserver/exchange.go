@@ -224,7 +224,6 @@ func (s *core) begin(c carrier) *exchange {
 	return x
 }
 
-// run runs the function of a route.
 func (x *exchange) run(r *route) error {
 	x.route = r
 	if r.page != nil {
@@ -310,7 +309,6 @@ func (x *exchange) send(status int, body []byte) {
 	x.carrier.send(status, body)
 }
 
-// panicked answers a panic.
 func (x *exchange) panicked(value any) {
 	x.stack = debug.Stack()
 	x.decorate()

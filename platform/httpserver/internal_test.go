@@ -175,12 +175,33 @@ func FuzzWireFaultLeavesNothingAmbiguous(f *testing.F) {
 	})
 }
 
+func TestANetworkIsAnAddressOrACIDR(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"203.0.113.7":            "203.0.113.7/32",
+		"203.0.113.7/24":         "203.0.113.0/24",
+		"2001:db8::1":            "2001:db8::1/128",
+		"2001:db8::1/32":         "2001:db8::/32",
+		"::ffff:203.0.113.7":     "203.0.113.7/32",
+		"::ffff:203.0.113.0/120": "203.0.113.0/24",
+	} {
+		if got, err := ParseNetwork(text); err != nil || got.String() != want {
+			t.Errorf("%q is %v, %v; want %s", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"everywhere", "203.0.113", "203.0.113.0/33", "10.0.0.0/"} {
+		if got, err := ParseNetwork(text); err == nil {
+			t.Errorf("%q is %v", text, got)
+		}
+	}
+}
+
 func FuzzForwardedFor(f *testing.F) {
 	f.Add("1.2.3.4, 10.0.0.1")
 	f.Add("::ffff:10.0.0.2%eth0,[2001:db8::1]:80, 10.0.0.3")
 	trusted := proxies{}
 	for _, text := range []string{"10.0.0.0/8", "fd00::/8"} {
-		prefix, err := parseNetwork(text)
+		prefix, err := ParseNetwork(text)
 		if err != nil {
 			f.Fatal(err)
 		}

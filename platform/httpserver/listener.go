@@ -306,12 +306,7 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // isHTTP reports whether what came in place of a TLS record begins a request of HTTP.
 func isHTTP(head [5]byte) bool {
-	for _, method := range []string{"GET /", "HEAD ", "POST ", "PUT /", "DELET", "OPTIO", "PATCH"} {
-		if string(head[:]) == method {
-			return true
-		}
-	}
-	return false
+	return slices.Contains([]string{"GET /", "HEAD ", "POST ", "PUT /", "DELET", "OPTIO", "PATCH"}, string(head[:]))
 }
 
 // answerPlain answers plain HTTP on a connection that should have begun with TLS. It does not read
