@@ -75,9 +75,13 @@ func newCode() string {
 	return string(raw[:codeLength/2]) + "-" + string(raw[codeLength/2:])
 }
 
-// typedCode is the form of a typed code that its digest is made of.
+// typedCode is the form of a typed code that its digest is made of. A keyboard for Japanese or Chinese may type
+// full-width letters.
 func typedCode(typed string) string {
 	return strings.Map(func(r rune) rune {
+		if r >= '！' && r <= '～' {
+			r -= '！' - '!'
+		}
 		if r == '-' || r == ' ' || r > '~' {
 			return -1
 		}

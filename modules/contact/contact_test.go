@@ -544,6 +544,15 @@ func TestOneOfManyUsesAChallenge(t *testing.T) {
 }
 
 // K3: five tries, each counted before the comparison, however many run at once.
+func TestACodeMayBeTypedInManyWays(t *testing.T) {
+	t.Parallel()
+	for _, typed := range []string{"ABCD-2345", "abcd2345", " abcd 2345 ", "ABCD–2345", "ＡＢＣＤ－２３４５", "ａｂｃｄ　２３４５"} {
+		if got := typedCode(typed); got != "ABCD2345" {
+			t.Errorf("%q is taken for %q", typed, got)
+		}
+	}
+}
+
 func TestACodeHasFiveTries(t *testing.T) {
 	t.Parallel()
 	each(t, plain(), func(t *testing.T, env *testEnv) {
