@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
@@ -110,7 +111,7 @@ func Remedy(err error, task Task) string {
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
 		return Remedy(&pgconn.PgError{Code: "25006"}, task)
 	case errors.As(err, &lite):
-		return remedySQLite(lite.Code() & 0xff)
+		return remedySQLite(lite.Code())
 	}
 	if _, ok := errors.AsType[errReplaced](err); ok {
 		return "put it back, or restart to use what is there now"
@@ -122,7 +123,10 @@ func Remedy(err error, task Task) string {
 }
 
 func remedySQLite(code int) string {
-	switch code {
+	if code == sqlite3.SQLITE_IOERR_SHMSIZE { // a full disk where no other process has the database open
+		return remedySQLite(sqlite3.SQLITE_FULL)
+	}
+	switch code & 0xff {
 	case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH:
 		return "let authctl's user write to the file and its folder"
 	case sqlite3.SQLITE_NOTADB:
@@ -148,6 +152,8 @@ func remedyToOpen(err error) string {
 	var network net.Error
 	var file *fs.PathError
 	switch {
+	case errors.As(err, &file) && errors.Is(err, syscall.EROFS):
+		return "name one on a file system that can be written to, with DATABASE_URL or APP_DATA_DIR"
 	case errors.As(err, &file): // before the network's: an errno is both
 		return "let authctl's user write to it, or name another file with DATABASE_URL"
 	case errors.As(err, &dns):

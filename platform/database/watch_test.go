@@ -110,8 +110,8 @@ func TestAFrozenServerIsGivenUp(t *testing.T) {
 			if err == nil || !database.IsUnavailable(err) || !database.IsUncertain(err) {
 				t.Fatalf("unavailable and uncertain: %v", err)
 			}
-			if words := err.Error() + "; " + database.Remedy(err, database.AnyTask); !strings.Contains(words, "has answered nothing") ||
-				!strings.Contains(words, "it hangs, or was paused") {
+			words := err.Error() + "; " + database.Remedy(err, database.AnyTask)
+			if !strings.Contains(words, "has answered nothing") || !strings.Contains(words, "it hangs, or was paused") {
 				t.Errorf("it says: %s", words)
 			}
 			testenv.Eventually(t, "it works again", func() bool {
