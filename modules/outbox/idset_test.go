@@ -20,6 +20,10 @@ func TestAnIDSetForgets(t *testing.T) {
 	if s.has(4900) || !s.has(5002) || s.has(5001) {
 		t.Error("it forgets otherwise")
 	}
+	s.forgetAbove(7003)
+	if !s.has(7003) || s.has(7006) || s.has(9001) {
+		t.Error("it forgets others above one")
+	}
 	s.forget(20_000)
 	if len(s.bits) != 0 {
 		t.Errorf("%d words remain", len(s.bits))

@@ -59,11 +59,14 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 	case !current:
 		above, err = schema.LastID(ctx, db)
 	}
+	var newest int64 // when the newest event was written that was shown, or might have been
+	if err == nil {
+		err = db.QueryRowContext(ctx, "SELECT "+schema.Now(db)).Scan(&newest)
+	}
 	if err != nil {
 		return fmt.Errorf("find where to begin: %w", err)
 	}
-	began, away := false, false
-	var top int64 // the highest id read
+	began, away, server := false, false, stable.Server
 	for {
 		begun := time.Now()
 		through := stable.ID // before the read: later ids can still appear in between, and are read again
@@ -86,7 +89,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 			began, away = true, false
 			for _, e := range list {
 				last = e.ID
-				top = max(top, last)
+				newest = max(newest, e.CreatedMS)
 				if shown.has(e.ID) {
 					continue
 				}
@@ -107,16 +110,39 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		above = max(above, through)
 		shown.forget(above)
 		// While a transaction stays open, everything after it is read again and again.
-		if !retry.Sleep(ctx, max(100*time.Millisecond, time.Since(begun))) {
-			return nil
-		}
-		if _, err := stable.Advance(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
-			return fmt.Errorf("follow the outbox: %w", err)
-		}
-		if stable.Last < top { // a standby that had not received everything is the primary now, and gives ids again
-			above, top, *shown = min(above, stable.Last), stable.Last, idSet{}
+		for pause := max(100*time.Millisecond, time.Since(begun)); ; {
+			if !retry.Sleep(ctx, pause) {
+				return nil
+			}
+			_, err := stable.Advance(ctx, "")
+			if err == nil && stable.Server != server {
+				var same int64
+				if same, err = writtenBy(ctx, db, newest); err == nil {
+					above, server = max(opt.From-1, min(above, same)), stable.Server
+					shown.forgetAbove(same)
+				}
+			}
+			if err == nil {
+				break
+			}
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case opt.Away == nil || !database.IsUnavailable(err):
+				return fmt.Errorf("follow the outbox: %w", err)
+			case !away:
+				opt.Away(err)
+				away = true
+			}
 		}
 	}
+}
+
+// writtenBy is the highest id of an event that was written by a time. Another server may be a standby that had not
+// received all of them, and gives the ids of those that are lost to other events.
+func writtenBy(ctx context.Context, db *database.DB, ms int64) (id int64, err error) {
+	err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM outbox_event WHERE created_ms <= ?`, ms).Scan(&id)
+	return id, err
 }
 
 // idSet is a set of ids, most of which are consecutive. It takes about one bit for each.
@@ -134,6 +160,14 @@ func (s *idSet) add(id int64) {
 // forget removes the ids up to one, except a few.
 func (s *idSet) forget(through int64) {
 	maps.DeleteFunc(s.bits, func(word int64, _ uint64) bool { return word < through/64 })
+}
+
+// forgetAbove removes the ids above one.
+func (s *idSet) forgetAbove(id int64) {
+	maps.DeleteFunc(s.bits, func(word int64, _ uint64) bool { return word > id/64 })
+	if bits, has := s.bits[id/64]; has {
+		s.bits[id/64] = bits & (2<<(id%64) - 1)
+	}
 }
 
 func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]Entry, error) {

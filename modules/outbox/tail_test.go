@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/toppira/authctl/migrations"
@@ -148,38 +147,80 @@ func TestATailThatTheDatabaseCutsOffFails(t *testing.T) {
 	}
 }
 
-// A standby that had not received the last events gives their ids to others.
+// A standby that had not received the last events gives their ids to others, before anybody notices.
 func TestFollowingShowsIDsThatAreGivenAgain(t *testing.T) {
 	t.Parallel()
-	db := dbtest.Postgres(t)
-	draw := func(after int64) {
-		t.Helper()
-		if _, err := db.ExecContext(t.Context(), `SELECT setval('outbox_event_id', ?)`, after); err != nil {
-			t.Fatal(err)
-		}
+	server := outboxtest.StartPostgres(t, "fsync = off")
+	db := dbtest.Open(t, server.URL)
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		t.Fatal(err)
 	}
-	draw(1_000_000)
-	var lost, again atomic.Bool
-	ctx, stop := context.WithCancel(t.Context())
+	outboxtest.AddKeys(t, db, "kept", "lost", "lost")
+	ctx, stop := context.WithTimeout(t.Context(), testenv.Patience)
 	defer stop()
-	done := make(chan error, 1)
-	go func() {
-		done <- outbox.Tail(ctx, db, outbox.TailOptions{From: 1, Follow: true}, func(e outbox.Entry) error {
-			lost.Store(lost.Load() || e.Key == "lost")
-			again.Store(again.Load() || e.Key == "again")
-			return nil
-		})
-	}()
-	outboxtest.AddKeys(t, db, "lost")
-	testenv.Eventually(t, "an event", lost.Load)
-	draw(10)
-	testenv.Eventually(t, "an event with a lower id", func() bool {
-		outboxtest.AddKeys(t, db, "again")
-		return again.Load()
+	seen := map[string]int{}
+	promoted := func(error) {
+		server.Start(t)
+		testenv.Eventually(t, "the database", func() bool { return db.PingContext(t.Context()) == nil })
+		for _, statement := range []string{
+			`DELETE FROM outbox_pending WHERE id > 1`, `DELETE FROM outbox_event WHERE id > 1`,
+			`SELECT setval('outbox_event_id', 1)`,
+		} {
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		outboxtest.AddKeys(t, db, "new", "new", "new", "last")
+	}
+	err := outbox.Tail(ctx, db, outbox.TailOptions{From: 1, Follow: true, Away: promoted}, func(e outbox.Entry) error {
+		seen[e.Key]++
+		switch {
+		case seen["lost"] == 2 && len(seen) == 2:
+			server.Crash(t)
+		case e.Key == "last":
+			stop()
+		}
+		return nil
 	})
-	stop()
-	if err := <-done; err != nil {
-		t.Error(err)
+	if err != nil || fmt.Sprint(seen) != "map[kept:1 last:1 lost:2 new:3]" {
+		t.Errorf("seen %v, %v", seen, err)
+	}
+}
+
+// An event may be written after the tail has asked for the highest id and before it reads. It is shown once, also if
+// the next thing to happen is an outage.
+func TestFollowingShowsNothingTwiceAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	server := outboxtest.StartPostgres(t, "fsync = off")
+	db := dbtest.Open(t, server.URL)
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 500 { // as many as are read at once
+		outboxtest.AddKeys(t, db, fmt.Sprint(i))
+	}
+	ctx, stop := context.WithTimeout(t.Context(), testenv.Patience)
+	defer stop()
+	seen := map[string]int{}
+	back := func(error) {
+		server.Start(t)
+		testenv.Eventually(t, "the database", func() bool { return db.PingContext(t.Context()) == nil })
+		outboxtest.AddKeys(t, db, "after")
+	}
+	err := outbox.Tail(ctx, db, outbox.TailOptions{From: 1, Follow: true, Away: back}, func(e outbox.Entry) error {
+		seen[e.Key]++
+		switch {
+		case len(seen) == 500:
+			outboxtest.AddKeys(t, db, "late")
+		case e.Key == "late" && seen["late"] == 1:
+			server.Crash(t)
+		case e.Key == "after":
+			stop()
+		}
+		return nil
+	})
+	if err != nil || seen["late"] != 1 || seen["after"] != 1 || len(seen) != 502 {
+		t.Errorf("%d events, the one before the outage %d times, %v", len(seen), seen["late"], err)
 	}
 }
 

@@ -16,9 +16,8 @@ import (
 // was read have ended, every id up to the value read is committed or will never appear.
 // Readers, dumps and writers of other tables do not matter. On SQLite ids appear in order.
 type StableWatermark struct {
-	DB   *database.DB
-	ID   int64
-	Last int64 // the highest id drawn when Advance looked last
+	DB *database.DB
+	ID int64
 
 	Server  string // the database server that ID is of
 	next    int64  // the next ID
@@ -31,7 +30,7 @@ func (w *StableWatermark) Advance(ctx context.Context, expected string) (bool, e
 	if !w.DB.IsPostgres() {
 		last, err := LastID(ctx, w.DB)
 		if err == nil {
-			w.ID, w.Last = last, last
+			w.ID = last
 		}
 		return true, err
 	}
@@ -54,7 +53,6 @@ func (w *StableWatermark) Advance(ctx context.Context, expected string) (bool, e
 	if server != w.Server {
 		*w = StableWatermark{DB: w.DB, Server: server}
 	}
-	w.Last = last
 	if last < w.ID { // a standby that had not received everything is the primary now
 		w.ID, w.next = 0, 0
 	}
