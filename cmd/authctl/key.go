@@ -203,7 +203,7 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 			"key revoke",
 		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onKey(cmd, args[0], func(ctx context.Context, _ *app, keys *auth.Keys) error {
+			return g.onKey(cmd, args[0], func(ctx context.Context, a *app, keys *auth.Keys) error {
 				before, err := keys.List(ctx)
 				if err != nil {
 					return err
@@ -214,6 +214,7 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 							"is revoked already; nothing changed")
 					}
 				}
+				other := a.checkPresentSecret(ctx) != nil // the present key does not open
 				k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
 				if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) &&
 					terminalOf(cmd) != nil {
@@ -224,6 +225,11 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 				}
 				if err != nil {
 					return err
+				}
+				if other && successor.KID != "" { // meant where the secret was lost; elsewhere a mistake
+					fmt.Fprintln(cmd.ErrOrStderr(), "the former key was sealed under another AUTH_TOKEN_SECRET than the "+
+						"new one: servers that do not have that of these settings sign no tokens now; give it to them, or "+
+						"revoke the new key with theirs")
 				}
 				return g.printRevoked(cmd.OutOrStdout(), k, successor, "is revoked")
 			})
