@@ -227,9 +227,9 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 					return err
 				}
 				if other && successor.KID != "" { // meant where the secret was lost; elsewhere a mistake
-					fmt.Fprintln(cmd.ErrOrStderr(), "the former key was sealed under another AUTH_TOKEN_SECRET than the "+
-						"new one: servers that do not have that of these settings sign no tokens now; give it to them, or "+
-						"revoke the new key with theirs")
+					fmt.Fprintln(cmd.ErrOrStderr(), "the former key was sealed under another AUTH_TOKEN_SECRET "+
+						"than the new one: servers that do not have that of these settings sign no tokens now; "+
+						"give it to them, or revoke the new key with theirs")
 				}
 				return g.printRevoked(cmd.OutOrStdout(), k, successor, "is revoked")
 			})
