@@ -272,6 +272,7 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 	}
 	c, replaced := s.newContact(userID, address, canonical, ""), uuid.Nil
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		replaced = uuid.Nil
 		if _, err := auth.LockUser(ctx, tx, userID); err != nil {
 			return err
 		}

@@ -4,14 +4,9 @@ import (
 	"net"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// gone is after how long without a sign of its machine a server counts as gone. A machine that has lost its
-// power refuses nothing, and Linux alone would send a statement to it again for a quarter of an hour.
-const gone = 30 * time.Second
 
 // dialer makes connections that end with an error when the server is gone. What waits for one has no deadline of
 // its own in commands. A server that is alive may take as long as it likes for an answer.

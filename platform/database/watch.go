@@ -12,6 +12,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// gone is after how long without a sign of its machine a server counts as gone. A machine that has lost its
+// power refuses nothing, and Linux alone would send a statement to it again for a quarter of an hour.
+const gone = 30 * time.Second
+
 // A server whose processes are frozen keeps its connections, and its system confirms what it gets. So a statement
 // without a deadline would wait until it goes on. Every connection is therefore watched: when a server has said
 // nothing for [silence], a new connection asks whether it still answers. If it does, a statement may take as long as

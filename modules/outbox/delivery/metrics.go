@@ -49,7 +49,7 @@ func newMetrics(reg prometheus.Registerer, outage func(lacksRights bool) time.Du
 	for kind, lacksRights := range map[string]bool{"rights": true, "database": false} {
 		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_outbox_delivery_outage_seconds", Help: "For how long this process has not been able to " +
-				"deliver to any target because of the database; 0: it can.",
+				"deliver to some target because of the database; 0: it can.",
 			ConstLabels: prometheus.Labels{"kind": kind},
 		}, func() float64 { return outage(lacksRights).Seconds() }))
 	}
