@@ -6,6 +6,8 @@ local now = clock(ARGV[12])
 local expires = now + maxAge
 local idle = math.min(now + idleTTL, expires)
 
+-- A full Redis refuses the first write of a script if it takes memory, and none after a first one that does not.
+redis.call('ZADD', KEYS[2], 'XX', expires, sid) -- of a repeated call; it is removed at once
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZREM', KEYS[2], sid) -- a repeated call must not count against itself
 local live = {}

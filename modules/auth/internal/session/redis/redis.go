@@ -60,10 +60,10 @@ const (
 	// in which nobody else is served.
 	scanCount = 100
 	// The search for stopped sessions, at most in one call: steps without a pause, which find everything in a
-	// small installation, and how long it goes on, at one part in scanShare of the time.
+	// small installation, the pause after each later one, and how long it goes on.
 	scanAtOnce = 50
+	scanPause  = 10 * time.Millisecond
 	scanFor    = 45 * time.Second
-	scanShare  = 20
 	// A store that searches keeps the others from it for so long, if it does not end properly. The next one
 	// goes on where it was, unless nobody has searched for a day.
 	scanTurn   = scanFor + 15*time.Second
@@ -295,12 +295,10 @@ func (s *Store) reusedOn(
 	}
 	end := time.Now().Add(most)
 	for step := 0; time.Now().Before(end); step++ {
-		begun := time.Now()
 		found, next, err := server.Client.Scan(ctx, cursor, escape(s.prefix)+"{*}:reused", scanCount).Result()
 		if err != nil {
 			return marked, err
 		}
-		pause := (scanShare - 1) * time.Since(begun)
 		for _, name := range found {
 			some, err := s.markedBy(ctx, name)
 			if err != nil {
@@ -311,7 +309,7 @@ func (s *Store) reusedOn(
 		if cursor = next; next == 0 || len(marked) >= limit {
 			break
 		}
-		if step >= scanAtOnce && !retry.Sleep(ctx, pause) {
+		if step >= scanAtOnce && !retry.Sleep(ctx, scanPause) {
 			return marked, ctx.Err()
 		}
 	}

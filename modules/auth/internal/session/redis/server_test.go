@@ -554,6 +554,41 @@ func BenchmarkRotate(b *testing.B) {
 	})
 }
 
+// Otherwise people could sign in and not refresh, and sessions would go on filling it.
+func TestAFullServerTakesNoSession(t *testing.T) {
+	t.Parallel()
+	client := cachetest.Open(t, cachetest.Start(t).URL())
+	store, codec, user := New(client, Options{}), newCodec(t), uuid.New()
+	create := func(token session.Token) error {
+		_, err := store.Create(t.Context(), session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(),
+			MaxAge: time.Hour, IdleTTL: time.Hour, Max: 50})
+		return err
+	}
+	limit := func(bytes int) {
+		t.Helper()
+		if err := client.Do(t.Context(), "config", "set", "maxmemory", bytes).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := codec.Mint(user, uuid.New(), 1), codec.Mint(user, uuid.New(), 1)
+	if err := create(first); err != nil {
+		t.Fatal(err)
+	}
+	limit(1)
+	if err := create(second); !errors.Is(err, session.ErrUnavailable) {
+		t.Errorf("a session begins: %v", err)
+	}
+	limit(0)
+	for range 2 { // the call may be repeated
+		if err := create(second); err != nil {
+			t.Error(err)
+		}
+	}
+	if list, err := store.List(t.Context(), user); err != nil || len(list) != 2 {
+		t.Errorf("%d sessions, %v", len(list), err)
+	}
+}
+
 // One server at a time looks for stopped sessions, and the next one goes on where it was.
 func TestServersShareTheSearchForStoppedSessions(t *testing.T) {
 	t.Parallel()
