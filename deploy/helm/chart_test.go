@@ -973,10 +973,16 @@ func TestMistakesAreRefused(t *testing.T) {
 		return v
 	}
 	for want, change := range map[string]func(map[string]any){
-		"'/relay': missing property 'secrets'":  func(v map[string]any) { at(v, "relay")["secrets"] = nil },
-		"'/relay': missing property 'settings'": func(v map[string]any) { at(v, "relay")["settings"] = nil },
-		"'': missing property 'settings'":       func(v map[string]any) { v["settings"] = nil },
-		"app/drain_dealy":                       func(v map[string]any) { at(v, "settings", "app")["drain_dealy"] = "5s" },
+		"'/relay': missing property 'secrets'": func(v map[string]any) {
+			at(v, "relay")["secrets"] = nil
+		},
+		"'/relay': missing property 'settings'": func(v map[string]any) {
+			at(v, "relay")["settings"] = nil
+		},
+		"'': missing property 'settings'": func(v map[string]any) {
+			v["settings"] = nil
+		},
+		"app/drain_dealy": func(v map[string]any) { at(v, "settings", "app")["drain_dealy"] = "5s" },
 		"settings/auth/password/bcrypt_cost": func(v map[string]any) {
 			at(v, "settings", "auth", "password")["bcrypt_cost"] = 40
 		},

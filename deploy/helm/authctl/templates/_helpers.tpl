@@ -23,9 +23,10 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
-{{- /* Annotations of pods. By the first one the cluster autoscaler may remove a node whose pods have an emptyDir. */ -}}
+{{- /* Annotations of pods. By ours the cluster autoscaler may remove a node whose pods have an emptyDir. */ -}}
 {{- define "authctl.annotations" -}}
-{{- toYaml (merge (deepCopy .Values.podAnnotations) (dict "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes" "data")) -}}
+{{- $ours := dict "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes" "data" -}}
+{{- toYaml (merge (deepCopy .Values.podAnnotations) $ours) -}}
 {{- end -}}
 
 {{- define "authctl.image" -}}
