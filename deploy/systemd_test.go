@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -29,11 +30,22 @@ type unit map[string][]string
 
 func readUnit(t *testing.T, path string) unit {
 	t.Helper()
-	u := unit{}
-	for line := range strings.Lines(read(t, path)) {
+	return unit{}.with(read(t, path))
+}
+
+// with returns the unit after a change to it: a value is added to the others of its setting, and an empty one
+// removes them.
+func (u unit) with(text string) unit {
+	u = maps.Clone(u)
+	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
-		if name, value, found := strings.Cut(line, "="); found && !strings.HasPrefix(line, "#") {
-			u[name] = append(u[name], value)
+		name, value, found := strings.Cut(line, "=")
+		switch {
+		case !found || strings.HasPrefix(line, "#"):
+		case value == "":
+			delete(u, name)
+		default:
+			u[name] = append(slices.Clip(u[name]), value)
 		}
 	}
 	return u
@@ -45,6 +57,11 @@ func (u unit) environment(instance string) map[string]string {
 	for _, entry := range u["Environment"] {
 		name, value, _ := strings.Cut(entry, "=")
 		env[name] = strings.ReplaceAll(value, "%i", instance)
+	}
+	for _, names := range u["UnsetEnvironment"] {
+		for name := range strings.FieldsSeq(names) {
+			delete(env, name)
+		}
 	}
 	return env
 }
@@ -105,8 +122,8 @@ func TestUnitsMeetOnNoPort(t *testing.T) {
 func TestUnitsSetOnlyWhatCanBeSet(t *testing.T) {
 	t.Parallel()
 	known := environmentNames(t)
-	for _, path := range []string{serveUnit, relayUnit} {
-		for name := range readUnit(t, path).environment("1") {
+	for path, u := range units(t) {
+		for name := range u.environment("1") {
 			if !known[name] && !known[strings.TrimSuffix(name, "_FILE")] {
 				t.Errorf("%s sets %s, which is no setting", path, name)
 			}
@@ -125,27 +142,40 @@ func TestUnitsReadWhatOnlyRootMayRead(t *testing.T) {
 	if page := read(t, "../docs/operations.md"); !strings.Contains(page, "install -d -m 700 /etc/authctl\n") {
 		t.Error("the page makes another folder")
 	}
-	for _, path := range []string{serveUnit, relayUnit} {
-		u := readUnit(t, path)
-		handed := map[string]bool{}
+	for path, u := range units(t) {
+		handed, used := map[string]bool{}, map[string]bool{}
 		for _, credential := range u["LoadCredential"] {
 			name, _, _ := strings.Cut(credential, ":")
 			handed[name] = true
 		}
-		for _, setting := range []string{"ExecStart", "Environment"} {
-			for _, value := range u[setting] {
-				if strings.Contains(value, "/etc/authctl") {
-					t.Errorf("%s: %s=%s names a file that its user may not read", path, setting, value)
-				}
-				if _, name, found := strings.Cut(value, "%d/"); found && !handed[name] {
-					t.Errorf("%s: %s=%s names a credential that it does not get", path, setting, value)
-				}
+		values := slices.AppendSeq(slices.Clone(u["ExecStart"]), maps.Values(u.environment("1")))
+		for _, value := range values {
+			if strings.Contains(value, "/etc/authctl") {
+				t.Errorf("%s: %s names a file that its user may not read", path, value)
+			}
+			if _, name, found := strings.Cut(value, "%d/"); found {
+				used[name] = true
 			}
 		}
-		if !handed["config.yaml"] {
-			t.Errorf("%s does not get its settings", path)
+		// systemd does not start a unit without a file that it hands on.
+		if !maps.Equal(used, handed) {
+			t.Errorf("%s uses the credentials %v and gets %v", path, used, handed)
 		}
 	}
+}
+
+// units are those of the folder, and that of the API with each change that the page shows.
+func units(t *testing.T) map[string]unit {
+	t.Helper()
+	all := map[string]unit{serveUnit: readUnit(t, serveUnit), relayUnit: readUnit(t, relayUnit)}
+	blocks := regexp.MustCompile("(?ms)^```ini\n(.*?)^```$").FindAllStringSubmatch(read(t, "../docs/operations.md"), -1)
+	if len(blocks) != 2 {
+		t.Errorf("the page shows %d changes to the unit", len(blocks))
+	}
+	for _, block := range blocks {
+		all[serveUnit+" with\n"+block[1]] = all[serveUnit].with(block[1])
+	}
+	return all
 }
 
 // The secrets of webhooks and the contents of mails are sealed with the servers' secret.

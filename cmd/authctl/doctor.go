@@ -342,7 +342,12 @@ func (d *doctor) port(ctx context.Context, setting, addr string, secured bool) f
 	if secured {
 		scheme = "https://"
 	}
-	if _, err := askReadiness(ctx, scheme+net.JoinHostPort(reachable(host), port)+"/readyz"); err != nil {
+	_, err = askReadiness(ctx, scheme+net.JoinHostPort(reachable(host), port)+"/readyz")
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return failing("what listens on "+addr+" does not answer", "if it is authctl, look at its log and its "+
+			"machine: it hangs, or has no time; if it is another program, set "+setting+" to another one")
+	case err != nil:
 		return failing(addr+" is in use by another program", "stop it, or set "+setting+" to another one")
 	}
 	return fine("authctl listens on %s", addr)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net"
 	"strings"
 	"testing"
@@ -58,6 +59,24 @@ func TestDoctorTellsAPortOfOursFromSomebodyElses(t *testing.T) {
 	if f := d.port(t.Context(), "APP_OPERATOR_ADDR", addr, false); f.Status != checkFail || !strings.Contains(f.Found,
 		"in use by another program") ||
 		f.Advice != "stop it, or set APP_OPERATOR_ADDR to another one" {
+		t.Errorf("%+v", f)
+	}
+}
+
+// An authctl that hangs must not be taken for another program, which an operator would stop.
+func TestDoctorSaysThatAPortDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // connections wait in its queue
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	d := &doctor{app: &app{}}
+	addr := listener.Addr().String()
+	if f := d.port(ctx, "APP_PORT", addr, false); f.Status != checkFail ||
+		f.Found != "what listens on "+addr+" does not answer" {
 		t.Errorf("%+v", f)
 	}
 }

@@ -328,6 +328,8 @@ func (r *rehearsal) rehearse(store string, fence func()) error {
 	testenv.Eventually(r.t, "a snapshot", func() bool { return follower.ask(s, 0) == nil })
 	seen := r.last(aliceID, "auth.UserLoggedIn.v1", time.Time{})
 	s.stop()
+	// The event of this change waits when the database is replaced.
+	r.command("user", "disable", carol.name)
 
 	r.restore(store)
 	fence()
@@ -366,9 +368,25 @@ func (r *rehearsal) rehearse(store string, fence func()) error {
 		return err
 	}
 
-	// The page's lines find what was announced after the backup.
-	told := r.paste(r.lines("What the backup does not know", 0), "2026-11-29T02:00:00Z", began)
-	for _, want := range []string{"auth.UserDeleted.v1", "auth.PasswordChanged.v1", "auth.UserRegistered.v1"} {
+	// The page's lines find what happened after the backup: in the database that was kept, or, where there is none,
+	// in what was published.
+	kept := "sqlite:before/authctl.db"
+	if store != "sqlite" && r.server == nil {
+		kept = r.setting("DATABASE_URL")
+		u, err := url.Parse(kept)
+		if err != nil {
+			return err
+		}
+		u.Path += "_before"
+		kept = u.String()
+	}
+	lines, wanted := 1, []string{"auth.UserDeleted.v1", "auth.PasswordChanged.v1", "auth.UserRegistered.v1"}
+	if r.server == nil && !r.lost {
+		lines, wanted = 0, append(wanted, "auth.UserDisabled.v1")
+	}
+	told := r.paste(r.lines("What the backup does not know", lines), "2026-11-29T02:00:00", began,
+		"sqlite:before/authctl.db", "'"+kept+"'")
+	for _, want := range wanted {
 		if !strings.Contains(told, want) {
 			return fmt.Errorf("the page's lines do not find %s:\n%s", want, told)
 		}
