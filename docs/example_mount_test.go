@@ -49,7 +49,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if _, err := migrations.Up(ctx, db, nil); err != nil {
+	if _, err := migrations.Up(ctx, db); err != nil {
 		return err
 	}
 	if _, err := db.Write(ctx, "CREATE TABLE IF NOT EXISTS shop_order (id text PRIMARY KEY, user_id text NOT NULL, item text NOT NULL)"); err != nil {

@@ -28,7 +28,7 @@ func Preview(ctx context.Context, db *database.DB, options ...Option) (undone []
 		if err != nil {
 			return err
 		}
-		if undone, err = rollBack(ctx, one, nil); err != nil {
+		if undone, err = rollBack(ctx, one); err != nil {
 			return err
 		}
 		after, err := measure(ctx, one)

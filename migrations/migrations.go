@@ -20,7 +20,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/uptrace/bun"
 	"github.com/uptrace/bun/migrate"
 
 	"github.com/toppira/authctl/platform/database"
@@ -51,7 +50,7 @@ func (s State) Applied() bool { return s.Group != 0 }
 // nothing: on a database without a migration table all are pending.
 func Status(ctx context.Context, db *database.DB) (list []State, err error) {
 	err = db.Single(ctx, func(one database.Single) error {
-		m, err := migrator(one, nil)
+		m, err := migrator(one)
 		if err != nil {
 			return err
 		}
@@ -112,12 +111,11 @@ func Check(ctx context.Context, db *database.DB) error {
 }
 
 // Up runs what is pending, all of it or nothing, under a lock that any number of processes may
-// ask for at once, and returns what it ran. report, if not nil, hears of each migration before
-// it runs.
-func Up(ctx context.Context, db *database.DB, report func(State), options ...Option) ([]State, error) {
+// ask for at once, and returns what it ran.
+func Up(ctx context.Context, db *database.DB, options ...Option) ([]State, error) {
 	var done []State
 	err := locked(ctx, db, options, func(one database.Single) error {
-		m, err := migrator(one, report)
+		m, err := migrator(one)
 		if err != nil {
 			return err
 		}
@@ -140,10 +138,10 @@ func Up(ctx context.Context, db *database.DB, report func(State), options ...Opt
 // Down rolls back the last group, all of it or nothing, under the same lock, and returns what it
 // undid. While the last group is of a newer release it returns [ErrNewer]: the group before it is
 // not what somebody means who wants to undo the last one.
-func Down(ctx context.Context, db *database.DB, report func(State), options ...Option) ([]State, error) {
+func Down(ctx context.Context, db *database.DB, options ...Option) ([]State, error) {
 	var undone []State
 	err := locked(ctx, db, options, func(one database.Single) (err error) {
-		undone, err = rollBack(ctx, one, report)
+		undone, err = rollBack(ctx, one)
 		return err
 	})
 	if err != nil {
@@ -152,8 +150,8 @@ func Down(ctx context.Context, db *database.DB, report func(State), options ...O
 	return undone, nil
 }
 
-func rollBack(ctx context.Context, one database.Single, report func(State)) ([]State, error) {
-	m, err := migrator(one, report)
+func rollBack(ctx context.Context, one database.Single) ([]State, error) {
+	m, err := migrator(one)
 	if err != nil {
 		return nil, err
 	}
@@ -220,22 +218,13 @@ func Fingerprint(dialect string) (string, error) {
 	return fmt.Sprintf("%08x", sum.Sum32()), err
 }
 
-func migrator(one database.Single, report func(State)) (*migrate.Migrator, error) {
+func migrator(one database.Single) (*migrate.Migrator, error) {
 	all, err := discover(one)
 	if err != nil {
 		return nil, err
 	}
 	// Bun marks a migration applied before it runs unless told otherwise.
-	options := []migrate.MigratorOption{migrate.WithMarkAppliedOnSuccess(true)}
-	if report != nil {
-		options = append(options, migrate.BeforeMigration(func(
-			_ context.Context, _ bun.IConn, one *migrate.Migration,
-		) error {
-			report(state(*one))
-			return nil
-		}))
-	}
-	return migrate.NewMigrator(database.Bun(one), all, options...), nil
+	return migrate.NewMigrator(database.Bun(one), all, migrate.WithMarkAppliedOnSuccess(true)), nil
 }
 
 func discover(db database.IDB) (*migrate.Migrations, error) {
@@ -267,11 +256,7 @@ func tableExists(ctx context.Context, db database.IDB, name string) (bool, error
 func states(list migrate.MigrationSlice) []State {
 	out := make([]State, 0, len(list))
 	for _, m := range list {
-		out = append(out, state(m))
+		out = append(out, State{Name: m.Name, Comment: m.Comment, Group: m.GroupID, AppliedAt: m.MigratedAt})
 	}
 	return out
-}
-
-func state(m migrate.Migration) State {
-	return State{Name: m.Name, Comment: m.Comment, Group: m.GroupID, AppliedAt: m.MigratedAt}
 }

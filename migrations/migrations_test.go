@@ -55,7 +55,7 @@ func TestDownUndoesWhatUpDid(t *testing.T) {
 			t.Fatalf("a migrated database: %v", err)
 		}
 		before := applied(t, db)
-		undone, err := migrations.Down(t.Context(), db, nil)
+		undone, err := migrations.Down(t.Context(), db)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,10 +68,10 @@ func TestDownUndoesWhatUpDid(t *testing.T) {
 		if left := applied(t, db); len(left) != 0 {
 			t.Errorf("still applied: %v", left)
 		}
-		if again, err := migrations.Up(t.Context(), db, nil); err != nil || len(again) != len(before) {
+		if again, err := migrations.Up(t.Context(), db); err != nil || len(again) != len(before) {
 			t.Errorf("once more: %d, %v", len(again), err)
 		}
-		if none, err := migrations.Up(t.Context(), db, nil); err != nil || len(none) != 0 {
+		if none, err := migrations.Up(t.Context(), db); err != nil || len(none) != 0 {
 			t.Errorf("with nothing to do: %d, %v", len(none), err)
 		}
 	})
@@ -123,7 +123,7 @@ func TestWhatANewerReleaseMigratedIsShownAndNothingBelowItUndone(t *testing.T) {
 		if _, _, err := migrations.Preview(t.Context(), db); !errors.Is(err, migrations.ErrNewer) {
 			t.Errorf("a preview: %v", err)
 		}
-		if undone, err := migrations.Down(t.Context(), db, nil); !errors.Is(err, migrations.ErrNewer) || len(undone) > 0 {
+		if undone, err := migrations.Down(t.Context(), db); !errors.Is(err, migrations.ErrNewer) || len(undone) > 0 {
 			t.Errorf("undone %v: %v", undone, err)
 		}
 		if err := migrations.Check(t.Context(), db); err != nil {
@@ -135,7 +135,7 @@ func TestWhatANewerReleaseMigratedIsShownAndNothingBelowItUndone(t *testing.T) {
 func TestOfManyWhoMigrateAtOnceOneDoes(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		if _, err := migrations.Down(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Down(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
 		var mu sync.Mutex
@@ -143,7 +143,7 @@ func TestOfManyWhoMigrateAtOnceOneDoes(t *testing.T) {
 		var all sync.WaitGroup
 		for range 4 {
 			all.Go(func() {
-				did, err := migrations.Up(t.Context(), db, nil)
+				did, err := migrations.Up(t.Context(), db)
 				if err != nil {
 					t.Errorf("up: %v", err)
 				}
@@ -164,14 +164,14 @@ func TestOfManyWhoMigrateAtOnceOneDoes(t *testing.T) {
 func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		if _, err := migrations.Down(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Down(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
 		// The second migration meets a table that is in its way.
 		if _, err := db.Write(t.Context(), "CREATE TABLE users (id text)"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Up(t.Context(), db, nil); err == nil {
+		if _, err := migrations.Up(t.Context(), db); err == nil {
 			t.Fatal("it did not fail")
 		}
 		if got := applied(t, db); slices.ContainsFunc(got, func(name string) bool {
@@ -182,7 +182,7 @@ func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 		if _, err := db.Write(t.Context(), "DROP TABLE users"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Up(t.Context(), db); err != nil {
 			t.Errorf("once the way is free: %v", err)
 		}
 	})
@@ -191,10 +191,10 @@ func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 func TestOneConnectionIsEnoughToMigrate(t *testing.T) {
 	t.Parallel()
 	test := func(t *testing.T, db *database.DB) {
-		if _, err := migrations.Down(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Down(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Up(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
 		if err := migrations.Check(t.Context(), db); err != nil {
@@ -230,7 +230,7 @@ func TestWhoMigratesIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var told string
-	_, err = migrations.Up(t.Context(), db, nil, migrations.Wait(100*time.Millisecond, func(who string) { told = who }))
+	_, err = migrations.Up(t.Context(), db, migrations.Wait(100*time.Millisecond, func(who string) { told = who }))
 	if !errors.Is(err, migrations.ErrLocked) {
 		t.Fatalf("got %v", err)
 	}
@@ -242,14 +242,14 @@ func TestWhoMigratesIsNamed(t *testing.T) {
 	}
 	// Who stops did not wait a minute.
 	stopped, stop := context.WithCancel(t.Context())
-	_, err = migrations.Up(stopped, db, nil, migrations.Wait(time.Minute, func(string) { stop() }))
+	_, err = migrations.Up(stopped, db, migrations.Wait(time.Minute, func(string) { stop() }))
 	if !errors.Is(err, context.Canceled) || errors.Is(err, migrations.ErrLocked) {
 		t.Errorf("stopped: %v", err)
 	}
 	if _, err := holding.ExecContext(t.Context(), "SELECT pg_advisory_unlock_all()"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Errorf("once it is free: %v", err)
 	}
 }
@@ -258,18 +258,17 @@ func TestWhoMigratesSQLiteIsNamed(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "x.db")
 	db := dbtest.Open(t, "sqlite:"+path)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
 	inside, goOn := make(chan struct{}), make(chan struct{})
-	var once sync.Once
 	ended := make(chan error, 1)
 	go func() {
-		_, err := migrations.Up(context.WithoutCancel(t.Context()), db, func(migrations.State) {
-			once.Do(func() { close(inside); <-goOn })
-		})
-		ended <- err
+		ended <- migrations.Locked(context.WithoutCancel(t.Context()), db, func() { close(inside); <-goOn })
 	}()
 	<-inside
 	other := dbtest.Open(t, "sqlite:"+path)
-	_, err := migrations.Up(t.Context(), other, nil, migrations.Wait(100*time.Millisecond, nil))
+	_, err := migrations.Up(t.Context(), other, migrations.Wait(100*time.Millisecond, nil))
 	if !errors.Is(err, migrations.ErrLocked) ||
 		!strings.Contains(err.Error(), fmt.Sprintf("process %d, since", os.Getpid())) {
 		t.Errorf("got %v", err)
@@ -278,7 +277,7 @@ func TestWhoMigratesSQLiteIsNamed(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	if did, err := migrations.Up(t.Context(), other, nil); err != nil || len(did) != 0 {
+	if did, err := migrations.Up(t.Context(), other); err != nil || len(did) != 0 {
 		t.Errorf("afterwards: %d, %v", len(did), err)
 	}
 }
@@ -289,13 +288,13 @@ func TestMigrationsThroughAPooler(t *testing.T) {
 	dsn := dbtest.PostgresURL(t)
 	pooled := dbtest.PgBouncer(t, dsn)
 	for range 3 {
-		if _, err := migrations.Down(t.Context(), dbtest.Open(t, pooled), nil); err != nil {
+		if _, err := migrations.Down(t.Context(), dbtest.Open(t, pooled)); err != nil {
 			t.Fatal(err)
 		}
 		var all sync.WaitGroup
 		for range 3 {
 			all.Go(func() {
-				if _, err := migrations.Up(t.Context(), dbtest.Open(t, pooled), nil); err != nil {
+				if _, err := migrations.Up(t.Context(), dbtest.Open(t, pooled)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -380,20 +379,20 @@ func TestWhatIsInUseIsNotUndone(t *testing.T) {
 		t.Parallel()
 		path := "sqlite:" + filepath.Join(t.TempDir(), "x.db")
 		db := dbtest.OpenLimited(t, path, 1)
-		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Up(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
 		other := dbtest.Open(t, path)
 		if _, err := other.ExecContext(t.Context(), "SELECT count(*) FROM users"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Down(t.Context(), db, nil, migrations.Alone()); !errors.Is(err, migrations.ErrInUse) {
+		if _, err := migrations.Down(t.Context(), db, migrations.Alone()); !errors.Is(err, migrations.ErrInUse) {
 			t.Errorf("got %v", err)
 		}
 		if err := other.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if undone, err := migrations.Down(t.Context(), db, nil, migrations.Alone()); err != nil || len(undone) == 0 {
+		if undone, err := migrations.Down(t.Context(), db, migrations.Alone()); err != nil || len(undone) == 0 {
 			t.Errorf("alone: %v, %v", undone, err)
 		}
 		var mode string
@@ -424,7 +423,7 @@ func TestWhatIsInUseIsNotUndone(t *testing.T) {
 			if err := owner.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := migrations.Down(t.Context(), db, nil,
+			if _, err := migrations.Down(t.Context(), db,
 				migrations.Alone()); !errors.Is(err, migrations.ErrInUse) || !strings.Contains(err.Error(), program) {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -436,7 +435,7 @@ func TestWhatIsInUseIsNotUndone(t *testing.T) {
 		// are closed.
 		_ = dbtest.Open(t, dsn+"&application_name=psql")
 		testenv.Eventually(t, "the database is free", func() bool {
-			undone, err := migrations.Down(t.Context(), db, nil, migrations.Alone())
+			undone, err := migrations.Down(t.Context(), db, migrations.Alone())
 			if err != nil && !errors.Is(err, migrations.ErrInUse) {
 				t.Fatal(err)
 			}

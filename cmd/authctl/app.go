@@ -120,7 +120,7 @@ func (a *app) openDatabase(ctx context.Context) error {
 		return err
 	}
 	if !a.db.IsPostgres() && !a.looking {
-		_, err := migrations.Up(ctx, a.db, nil)
+		_, err := migrations.Up(ctx, a.db)
 		return err
 	}
 	err := migrations.Check(ctx, a.db)

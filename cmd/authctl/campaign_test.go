@@ -68,7 +68,7 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 	t.Parallel()
 	kafka, postgres := outboxtest.StartKafka(t, 1), outboxtest.StartPostgres(t)
 	db := dbtest.Open(t, postgres.URL)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	_, err := db.ExecContext(t.Context(), `CREATE TABLE mail_count (key text PRIMARY KEY, seq bigint NOT NULL)`)

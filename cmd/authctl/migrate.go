@@ -46,7 +46,7 @@ migrates itself.`,
 	}
 	run("up", "Run all pending migrations", (*app).connectDatabase,
 		func(ctx context.Context, a *app, w, stderr io.Writer) error {
-			list, err := migrations.Up(ctx, a.db, nil, waiting(stderr))
+			list, err := migrations.Up(ctx, a.db, waiting(stderr))
 			if len(list) > 0 {
 				a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
 			}
@@ -148,7 +148,7 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 			return err
 		}
 	}
-	list, err := migrations.Down(ctx, a.db, nil, options...)
+	list, err := migrations.Down(ctx, a.db, options...)
 	if len(list) > 0 {
 		a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
 	}

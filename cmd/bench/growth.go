@@ -267,7 +267,7 @@ func (g *growth) fresh(ctx context.Context, name string) (s *side, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err = migrations.Up(ctx, s.db, nil); err != nil {
+	if _, err = migrations.Up(ctx, s.db); err != nil {
 		return nil, err
 	}
 	return s, nil

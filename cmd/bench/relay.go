@@ -49,7 +49,7 @@ func benchRelay(ctx context.Context, o options, r *report) (err error) {
 		}
 		defer func() { err = errors.Join(err, relays.Close()) }()
 	}
-	if _, err := migrations.Up(ctx, db, nil); err != nil {
+	if _, err := migrations.Up(ctx, db); err != nil {
 		return err
 	}
 	to, name, err := benchSink(ctx, dir)

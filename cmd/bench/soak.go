@@ -123,7 +123,7 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	s.opened = append(s.opened, s.db.Close)
-	if _, err := migrations.Up(ctx, s.db, nil); err != nil {
+	if _, err := migrations.Up(ctx, s.db); err != nil {
 		return err
 	}
 	port, err := freePort()

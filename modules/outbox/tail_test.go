@@ -81,7 +81,7 @@ func TestFollowingGoesOnAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	server := outboxtest.StartPostgres(t, "fsync = off")
 	db := dbtest.Open(t, server.URL)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
@@ -129,7 +129,7 @@ func TestATailThatTheDatabaseCutsOffFails(t *testing.T) {
 	t.Parallel()
 	server := outboxtest.StartPostgres(t, "fsync = off")
 	db := dbtest.Open(t, server.URL)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 501 { // more than are read at once
@@ -152,7 +152,7 @@ func TestFollowingShowsIDsThatAreGivenAgain(t *testing.T) {
 	t.Parallel()
 	server := outboxtest.StartPostgres(t, "fsync = off")
 	db := dbtest.Open(t, server.URL)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	outboxtest.AddKeys(t, db, "kept", "lost", "lost")
@@ -193,7 +193,7 @@ func TestFollowingShowsNothingTwiceAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	server := outboxtest.StartPostgres(t, "fsync = off")
 	db := dbtest.Open(t, server.URL)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 500 { // as many as are read at once
@@ -233,7 +233,7 @@ func TestFollowingGoesOnWhenTheFileIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = db.Close() }()
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	away := make(chan error, 1)

@@ -333,7 +333,7 @@ func TestKilledProcessesLoseAndReorderNothing(t *testing.T) {
 		t.Parallel()
 		url := "sqlite:" + filepath.Join(t.TempDir(), "test.db")
 		db := dbtest.Open(t, url)
-		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Up(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
 		run(t, db, url)

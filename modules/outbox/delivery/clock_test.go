@@ -135,7 +135,7 @@ func triedAcross(t *testing.T, db *database.DB, set func(offset *atomic.Int64), 
 func TestLeasesAreMadeAgainOnAnotherServer(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Open(t, outboxtest.StartPostgres(t).URL)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	subscribe(t, db, "hook")

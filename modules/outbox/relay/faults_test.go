@@ -199,7 +199,7 @@ func TestEmbeddedModeSurvivesKills(t *testing.T) {
 		Writers: 3,
 		Config:  relay.Config{Lease: time.Second}}
 	db := dbtest.Open(t, j.Database)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	kills := 0
@@ -536,7 +536,7 @@ func TestRelaySurvivesAFailover(t *testing.T) {
 func survive(t *testing.T, url string, fault func()) {
 	t.Helper()
 	db := dbtest.Open(t, url)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	s, path := file(t)

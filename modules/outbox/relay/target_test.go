@@ -216,7 +216,7 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 func embedded(t *testing.T, dir string) *database.DB {
 	t.Helper()
 	db := dbtest.Open(t, "sqlite:"+filepath.Join(dir, "authctl.db"))
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	return db

@@ -57,7 +57,7 @@ var migratedSQLite = sync.OnceValues(func() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = migrations.Up(context.Background(), db, nil)
+	_, err = migrations.Up(context.Background(), db)
 	if err := errors.Join(err, db.Close()); err != nil {
 		return nil, err
 	}
@@ -291,7 +291,7 @@ func makeTemplate(server string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := migrations.Up(ctx, db, nil); err != nil {
+	if _, err := migrations.Up(ctx, db); err != nil {
 		_ = db.Close()
 		return "", err
 	}

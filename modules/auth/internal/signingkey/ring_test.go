@@ -47,7 +47,7 @@ func eachDatabase(t *testing.T, test func(t *testing.T, open func() *database.DB
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
 		dsn := "sqlite:" + filepath.Join(t.TempDir(), "keys.db")
-		if _, err := migrations.Up(t.Context(), dbtest.Open(t, dsn), nil); err != nil {
+		if _, err := migrations.Up(t.Context(), dbtest.Open(t, dsn)); err != nil {
 			t.Fatal(err)
 		}
 		test(t, func() *database.DB { return dbtest.Open(t, dsn) })

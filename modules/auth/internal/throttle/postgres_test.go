@@ -287,7 +287,7 @@ func TestAPostgresThatRefusesWritesIsAway(t *testing.T) {
 func TestWithPostgresAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	t.Parallel()
 	server := outboxtest.StartPostgres(t)
-	if _, err := migrations.Up(t.Context(), dbtest.Open(t, server.URL), nil); err != nil {
+	if _, err := migrations.Up(t.Context(), dbtest.Open(t, server.URL)); err != nil {
 		t.Fatal(err)
 	}
 	w, nodes, logs, registry := postgresWorld(t, server.URL)

@@ -39,7 +39,7 @@ func TestRowsAreATable(t *testing.T) {
 func TestOnAServerOfItsOwn(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Open(t, outboxtest.StartPostgres(t, "max_prepared_transactions = 2").URL)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	t.Run("the stable watermark waits for a prepared transaction", func(t *testing.T) { waitsForPrepared(t, db) })

@@ -266,7 +266,7 @@ func TestSessionsOutliveTheProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		if _, err := migrations.Up(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
 		store, err := New(t.Context(), db, Options{})

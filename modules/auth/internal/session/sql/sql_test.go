@@ -26,7 +26,7 @@ func TestPostgresKeepsTheRules(t *testing.T) {
 func openSQLite(t testing.TB, skew func() time.Duration) sessiontest.Engine {
 	url := "sqlite:" + filepath.Join(t.TempDir(), "test.db")
 	db := dbtest.Open(t, url)
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
 	return engine(t, db, dbtest.Open(t, url), skew)
