@@ -201,14 +201,15 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 			l.remarks = append(l.remarks, Remark{Name: path, Source: source, Text: text, Likely: true})
 		}
 	}
-	overridden(filled.Addr(), func(path, by string) { remark(path, "has no effect: "+by+" overrides it") })
-	doubted(filled.Addr(), remark)
+	each(filled.Addr(), "", func(path, by string) { remark(path, "has no effect: "+by+" overrides it") },
+		overrider.Overridden)
+	each(filled.Addr(), "", remark, doubter.Doubted)
 	if !l.broken {
-		validate(filled.Addr(), func(path, problem string) {
+		each(filled.Addr(), "", func(path, problem string) {
 			if !faulty[path] {
 				l.fault(path, sources[path], "%s", problem)
 			}
-		})
+		}, validator.Validate)
 	}
 	if len(l.faults) > 0 {
 		return l.faults
@@ -393,13 +394,15 @@ func nest(flat map[string]raw) map[string]any {
 	return root
 }
 
-// validate calls Validate on the struct that ptr points to and on the structs inside it.
-func validate(ptr reflect.Value, report func(path, problem string)) {
-	type validator interface {
+// What structs may have besides settings: see the package.
+type (
+	validator interface {
 		Validate(report func(path, problem string))
 	}
-	each(ptr, "", report, validator.Validate)
-}
+	checker interface {
+		CheckFiles(report func(path, problem string))
+	}
+)
 
 // each calls a method of the structs inside the one that ptr points to, and of that one, if they have it. prefix joins
 // the config tags of the enclosing structs, and is part of the paths that report gets.
@@ -426,9 +429,6 @@ func CheckFiles(target any) Faults {
 		sources[k.Path] = k.Source
 	}
 	var faults Faults
-	type checker interface {
-		CheckFiles(report func(path, problem string))
-	}
 	each(reflect.ValueOf(target), "", func(path, problem string) {
 		faults = append(faults, Fault{Path: path, Source: sources[path], Problem: problem})
 	}, checker.CheckFiles)

@@ -3,7 +3,6 @@ package config
 import (
 	"cmp"
 	"maps"
-	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,23 +20,16 @@ type Remark struct {
 
 func (r Remark) String() string { return r.Name + " " + r.Text + " (" + r.Source + ")" }
 
-// overridden calls Overridden on the struct that ptr points to and on the structs inside it.
-// There a struct reports which of its settings another one overrides, with paths as for Validate.
-// Only settings that were set become remarks.
-func overridden(ptr reflect.Value, report func(path, by string)) {
-	type overrider interface {
-		Overridden(report func(path, by string))
-	}
-	each(ptr, "", report, overrider.Overridden)
+// overrider is a struct that reports which of its settings another one overrides, with paths as for
+// Validate. Only settings that were set become remarks.
+type overrider interface {
+	Overridden(report func(path, by string))
 }
 
-// doubted calls Doubted on the same structs. There a struct reports settings that have an effect, but probably not
-// the one that was meant. text continues the path.
-func doubted(ptr reflect.Value, report func(path, text string)) {
-	type doubter interface {
-		Doubted(report func(path, text string))
-	}
-	each(ptr, "", report, doubter.Doubted)
+// doubter is a struct that reports settings that have an effect, but probably not the one that was meant. text
+// continues the path.
+type doubter interface {
+	Doubted(report func(path, text string))
 }
 
 // remarkStrangers finds variables that begin like a setting and are not one. Without it, a typing
