@@ -9,9 +9,6 @@ import (
 // App is Fiber's application, for calls and measurements without a socket.
 func (s *Server) App() *fiber.App { return s.app }
 
-// Ready reports whether requests are served and no stop has begun.
-func (s *Server) Ready() bool { return s.running.Load() && !s.stopping.Load() }
-
 // Waiting returns since when each connection has waited for its client, in Unix nanoseconds, except
 // for those whose request is being answered.
 func (s *Server) Waiting() (since []int64) {

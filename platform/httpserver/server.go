@@ -25,7 +25,6 @@ type Server struct {
 	app      *fiber.App
 	fiber    fasthttp.RequestHandler // Fiber's router
 	listener atomic.Pointer[listener]
-	running  atomic.Bool
 	stopping atomic.Bool
 }
 
@@ -155,7 +154,6 @@ func (s *Server) Run(ctx context.Context) error {
 
 	served := make(chan error, 1)
 	go func() { served <- s.app.Server().Serve(l) }()
-	s.running.Store(true)
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
