@@ -79,7 +79,7 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	}
 	routes := authhttp.Routes(svc, authhttp.Options{Issuer: "https://auth.test"})
 	routes = append(routes, contacthttp.Routes(svc, contacts)...)
-	routes = append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness(nil))...)
+	routes = append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness())...)
 	return &site{t: t, base: start(t, httpserver.Options{Unavailable: auth.IsUnavailable}, routes...),
 		Document: openapitest.Load(t, openAPI),
 		contacts: contacts, db: db}

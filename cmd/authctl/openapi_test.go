@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write generated files again")
 func surface() []httpserver.Route {
 	routes := authhttp.Routes(nil, authhttp.Options{})
 	routes = append(routes, contacthttp.Routes(nil, nil)...)
-	return append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness(nil))...)
+	return append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness())...)
 }
 
 func TestOpenAPIIsWhatTheTableSays(t *testing.T) {

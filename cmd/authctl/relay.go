@@ -75,7 +75,7 @@ func (a *app) relay(ctx context.Context, stderr io.Writer) error {
 	running, front := errgroup.WithContext(ctx)
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
-	readiness := telemetry.NewReadiness(nil, a.databaseCheck())
+	readiness := telemetry.NewReadiness(a.databaseCheck())
 	operator, err := a.startOperator(behind, running, readiness, func() bool { return front.Err() != nil })
 	if err != nil {
 		return err

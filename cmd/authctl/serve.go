@@ -97,7 +97,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 			return err
 		}
 	}
-	readiness := telemetry.NewReadiness(nil, a.checks()...)
+	readiness := telemetry.NewReadiness(a.checks()...)
 	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
 		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(), SecureCookies: a.https() || a.servesTLS(),
 		PlainCookies: !a.App.prod(),

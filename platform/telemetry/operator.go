@@ -79,8 +79,8 @@ type Operator struct {
 	server   *http.Server
 }
 
-// Listen opens the operator listener. If it is off, Listen returns nil, on which every method does
-// nothing. If the address is not available, the error is an [AddrError].
+// Listen opens the operator listener. If it is off, Listen returns nil. If the address is not
+// available, the error is an [AddrError].
 func Listen(cfg Config, opt OperatorOptions) (*Operator, error) {
 	if cfg.disabled() {
 		return nil, nil
@@ -112,20 +112,11 @@ func (c complaints) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// Addr is the address that it listens on, nil if it does not.
-func (o *Operator) Addr() net.Addr {
-	if o == nil {
-		return nil
-	}
-	return o.listener.Addr()
-}
+// Addr is the address that it listens on.
+func (o *Operator) Addr() net.Addr { return o.listener.Addr() }
 
 // Run serves until ctx ends, and then waits a second for requests in progress.
 func (o *Operator) Run(ctx context.Context) error {
-	if o == nil {
-		<-ctx.Done()
-		return nil
-	}
 	served := make(chan error, 1)
 	go func() { served <- o.server.Serve(o.listener) }()
 	select {

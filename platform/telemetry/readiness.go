@@ -48,12 +48,9 @@ type probe struct {
 	running chan struct{} // closed at the end of the current run; nil between runs
 }
 
-// NewReadiness makes a readiness of checks. now may be nil.
-func NewReadiness(now func() time.Time, checks ...Check) *Readiness {
-	if now == nil {
-		now = time.Now
-	}
-	return &Readiness{checks: checks, probes: make([]probe, len(checks)), now: now}
+// NewReadiness makes a readiness of checks.
+func NewReadiness(checks ...Check) *Readiness {
+	return &Readiness{checks: checks, probes: make([]probe, len(checks)), now: time.Now}
 }
 
 var errSlow = errors.New("no answer in time")

@@ -26,7 +26,7 @@ func TestOnlyACriticalCheckDecidesReadiness(t *testing.T) {
 	away := errors.New("away")
 	var database atomic.Pointer[error]
 	now := time.Unix(0, 0)
-	r := telemetry.NewReadiness(func() time.Time { return now },
+	r := telemetry.ReadinessAt(func() time.Time { return now },
 		telemetry.Check{Name: "database", Critical: true, Probe: func(context.Context) error {
 			if err := database.Load(); err != nil {
 				return *err
@@ -60,7 +60,7 @@ func TestAnAnswerHoldsForAsLongAsItsCheckSaysUnlessItIsBad(t *testing.T) {
 	var bad atomic.Bool
 	var probes atomic.Int64
 	now := time.Unix(0, 0)
-	r := telemetry.NewReadiness(func() time.Time { return now },
+	r := telemetry.ReadinessAt(func() time.Time { return now },
 		telemetry.Check{Name: "database", Critical: true, Holds: 3 * time.Second,
 			Probe: func(context.Context) error {
 				probes.Add(1)
@@ -91,7 +91,7 @@ func TestManyAskersShareOneProbe(t *testing.T) {
 	var runs atomic.Int32
 	release := make(chan struct{})
 	// The clock stands still: an asker that comes late on a busy machine would be one of the next probe.
-	r := telemetry.NewReadiness(func() time.Time { return time.Unix(0, 0) },
+	r := telemetry.ReadinessAt(func() time.Time { return time.Unix(0, 0) },
 		telemetry.Check{Name: "database", Critical: true, Probe: func(context.Context) error {
 			runs.Add(1)
 			<-release
@@ -116,7 +116,7 @@ func TestAProbeThatHangsOrPanicsHasFailed(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
-	r := telemetry.NewReadiness(nil,
+	r := telemetry.NewReadiness(
 		telemetry.Check{Name: "hangs", Critical: true, Probe: func(context.Context) error { <-release; return nil }},
 		telemetry.Check{Name: "panics", Probe: func(context.Context) error { panic("oops") }},
 		telemetry.Check{Name: "well", Probe: ok},
@@ -177,7 +177,7 @@ func TestOperatorsSeeMetricsProfilesAndReadiness(t *testing.T) {
 	var stopping atomic.Bool
 	o := start(t, telemetry.OperatorOptions{
 		Registry: telemetry.NewRegistry(telemetry.Build{Version: "v1.2.3", Commit: "abc"}),
-		Readiness: telemetry.NewReadiness(nil,
+		Readiness: telemetry.NewReadiness(
 			telemetry.Check{Name: "database", Critical: true, Probe: ok},
 			telemetry.Check{Name: "kafka", Probe: func(context.Context) error {
 				return errors.New("dial tcp: refused")
@@ -269,12 +269,7 @@ func TestNoOperatorListenerWhenOff(t *testing.T) {
 	for _, addr := range []string{"", "off"} {
 		o, err := telemetry.Listen(telemetry.Config{OperatorAddr: addr}, telemetry.OperatorOptions{})
 		if o != nil || err != nil {
-			t.Fatalf("%q: %v %v", addr, o, err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := o.Run(ctx); err != nil || o.Addr() != nil {
-			t.Errorf("%q: %v %v", addr, err, o.Addr())
+			t.Errorf("%q: %v %v", addr, o, err)
 		}
 	}
 }
