@@ -135,7 +135,8 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	defer stopKeeping()
 	d.stop, d.abandon = ctx, abandon
 	if d.waker != nil {
-		defer d.waker.Subscribe(d.poked)()
+		unsubscribe := d.waker.Subscribe(d.poked)
+		defer unsubscribe()
 	}
 	var outer, inner sync.WaitGroup
 	outer.Go(func() { d.spread(ctx) })
@@ -159,7 +160,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	inner.Wait()
 	releasing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	err := schema.Release(releasing, d.db, d.cfg.Lease/2, "outbox_delivery_lease", "outbox_deliverer", d.id)
+	err := schema.Release(releasing, d.db, d.cfg.Lease/2, schema.Deliverers, d.id)
 	if err != nil {
 		d.log.Warn("deliverer_leases_not_released", zap.Error(err),
 			zap.String("hint", "other deliverers take over when they expire"))

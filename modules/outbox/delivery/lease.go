@@ -132,11 +132,11 @@ func (d *Deliverer) tickTx(
 			return res, err
 		}
 	}
-	able := d.kinds
+	mayTake := d.kinds
 	if d.draining.Load() {
-		able = []string{} // others should have all its places, each as soon as no attempt is under way for it
+		mayTake = []string{} // others should have all its places, each as soon as no attempt is under way for it
 	}
-	kinds, err := json.Marshal(able)
+	kinds, err := json.Marshal(mayTake)
 	if err != nil {
 		return res, err
 	}
@@ -146,9 +146,19 @@ func (d *Deliverer) tickTx(
 	if err != nil {
 		return res, err
 	}
-	living, gone, err := d.watch(ctx, tx, asked, res.clock.ms)
+	living, gone, err := d.seen.Look(ctx, tx, schema.Deliverers, d.id, asked, d.now, res.clock.ms)
 	if err != nil {
 		return res, err
+	}
+	able := map[string][]string{} // the living ones by kind of target
+	for _, l := range living {
+		var kinds []string
+		if err := json.Unmarshal([]byte(l.Kinds), &kinds); err != nil {
+			return res, err
+		}
+		for _, kind := range kinds {
+			able[kind] = append(able[kind], l.ID)
+		}
 	}
 	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_deliverer WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`,
 		database.List(gone))
@@ -166,9 +176,8 @@ func (d *Deliverer) tickTx(
 		}
 		res.targets = append(res.targets, s)
 		res.made = append(res.made, s.ID)
-		able := living[s.Kind]
 		for shard := range schema.DeliveryShards(tx) {
-			if len(able) > 0 && able[(s.ID+shard)%len(able)] == d.id {
+			if ids := able[s.Kind]; len(ids) > 0 && ids[(s.ID+shard)%len(ids)] == d.id {
 				mine[place{s.ID, shard}] = true
 			}
 		}
@@ -246,48 +255,6 @@ func (d *Deliverer) followClock(ctx context.Context, tx database.Tx, now reading
 		return 0, fmt.Errorf("follow the database's clock: %w", err)
 	}
 	return jump, nil
-}
-
-// watch lists the deliverers: the live ones, by kind of target and in order, and those that have not
-// renewed for a whole lease, whatever the database's clock says.
-func (d *Deliverer) watch(
-	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
-) (living map[string][]string, gone []string, err error) {
-	seen := schema.Sightings{}
-	living = map[string][]string{}
-	_, err = database.Collect(ctx, tx, "read the deliverers", func(row database.Row) (id string, err error) {
-		var ends [2]int64
-		var length int64
-		var text string
-		var kinds []string
-		if err := row.Scan(&id, &text, &ends[0], &ends[1], &length); err != nil {
-			return id, err
-		}
-		if err := json.Unmarshal([]byte(text), &kinds); err != nil {
-			return id, err
-		}
-		s := d.seen.Look(id, ends, length, d.now())
-		switch {
-		case id != d.id && s.Gone(asked):
-			gone = append(gone, id)
-		case s.Ends[0] > nowMS:
-			for _, kind := range kinds {
-				living[kind] = append(living[kind], id)
-			}
-		}
-		seen[id] = s
-		return id, nil
-	}, `SELECT r.id, r.kinds, r.until_ms, coalesce(l.until_ms, 0), r.lease_ms FROM outbox_deliverer r
-			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_delivery_lease GROUP BY owner) l ON l.owner = r.id
-		UNION ALL SELECT owner, '[]', 0, max(until_ms), ?1 FROM outbox_delivery_lease
-			WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_deliverer) GROUP BY owner
-		ORDER BY 1`, schema.LongestLease.Milliseconds())
-	if err != nil {
-		return nil, nil, err
-	}
-	delete(seen, d.id)
-	d.seen = seen
-	return living, gone, nil
 }
 
 // makeLeases makes the rows of the leases of targets that are new to this deliverer.

@@ -128,7 +128,7 @@ func (r *Relay) tickTx(
 	if err != nil {
 		return res, err
 	}
-	living, gone, err := r.watch(ctx, tx, asked, res.nowMS)
+	living, gone, err := r.seen.Look(ctx, tx, schema.Relays, r.id, asked, r.now, res.nowMS)
 	if err != nil {
 		return res, err
 	}
@@ -145,7 +145,7 @@ func (r *Relay) tickTx(
 	}
 	res.living = len(living)
 	share := total / max(1, len(living))
-	if slices.Index(living, r.id) < total%max(1, len(living)) {
+	if slices.IndexFunc(living, func(l schema.Living) bool { return l.ID == r.id }) < total%max(1, len(living)) {
 		share++
 	}
 
@@ -174,39 +174,6 @@ func (r *Relay) tickTx(
 	}
 	res.parked, err = parkedKeys(ctx, tx)
 	return res, err
-}
-
-// watch lists the relays: the ids of the living ones in order, and of those that have not renewed
-// for a whole lease. It keeps what it has seen for the next call.
-func (r *Relay) watch(
-	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
-) (living, gone []string, err error) {
-	seen := schema.Sightings{}
-	_, err = database.Collect(ctx, tx, "read the relays", func(row database.Row) (id string, err error) {
-		var ends [2]int64
-		var lease int64
-		err = row.Scan(&id, &ends[0], &ends[1], &lease)
-		s := r.seen.Look(id, ends, lease, r.now())
-		switch {
-		case id != r.id && s.Gone(asked):
-			s.Taken = true
-			gone = append(gone, id)
-		case s.Ends[0] > nowMS:
-			living = append(living, id)
-		}
-		seen[id] = s
-		return id, err
-	}, `SELECT r.id, r.until_ms, coalesce(s.until_ms, 0), coalesce(r.lease_ms, ?1) FROM outbox_relay r
-			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_shard GROUP BY owner) s ON s.owner = r.id
-		UNION ALL SELECT owner, 0, max(until_ms), ?1 FROM outbox_shard
-			WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relay) GROUP BY owner
-		ORDER BY 1`, schema.LongestLease.Milliseconds())
-	if err != nil {
-		return nil, nil, err
-	}
-	delete(seen, r.id)
-	r.seen = seen
-	return living, gone, nil
 }
 
 // overdue reports whether another relay has not renewed for a whole lease, and its shards have not
@@ -409,7 +376,7 @@ func (r *Relay) releaseLeases(ctx context.Context) error {
 	r.met.owned.Set(0)
 	r.met.living.Set(0)
 	r.mu.Unlock()
-	if err := schema.Release(ctx, r.db, r.cfg.Lease/2, "outbox_shard", "outbox_relay", r.id); err != nil {
+	if err := schema.Release(ctx, r.db, r.cfg.Lease/2, schema.Relays, r.id); err != nil {
 		return fmt.Errorf("release the leases: %w", err)
 	}
 	return nil

@@ -44,14 +44,63 @@ func (s Sighting) Gone(t time.Time) bool { return t.Sub(s.Since) >= s.Lease }
 // Sightings are what was last seen of other processes, by their ids.
 type Sightings map[string]Sighting
 
-// Look returns what is seen now of a process.
-func (s Sightings) Look(id string, ends [2]int64, leaseMS int64, now time.Time) Sighting {
-	seen, known := s[id]
-	if !known || seen.Ends != ends {
-		seen = Sighting{Ends: ends, Since: now}
+// Processes are the tables of processes and of their leases.
+type Processes struct{ table, leases string }
+
+// The processes that have leases.
+var (
+	Relays     = Processes{"outbox_relay", "outbox_shard"}
+	Deliverers = Processes{"outbox_deliverer", "outbox_delivery_lease"}
+)
+
+// Living is a process that runs.
+type Living struct {
+	ID    string
+	Kinds string // of targets that a deliverer delivers to, in JSON
+}
+
+// Look lists the processes: the living ones in the order of their ids, and the ids of the others that have not renewed
+// for a whole lease when the database is asked, whatever its clock says. It keeps what it has seen for the next call.
+// self is the id of this process.
+func (s *Sightings) Look(
+	ctx context.Context, tx database.Tx, of Processes, self string, asked time.Time, now func() time.Time, nowMS int64,
+) (living []Living, gone []string, err error) {
+	kinds := "''"
+	if of == Deliverers {
+		kinds = "p.kinds"
 	}
-	seen.Lease = time.Duration(leaseMS) * time.Millisecond
-	return seen
+	all := Sightings{}
+	_, err = database.Collect(ctx, tx, "read "+of.table, func(row database.Row) (p Living, err error) {
+		var ends [2]int64
+		var lease int64
+		if err := row.Scan(&p.ID, &p.Kinds, &ends[0], &ends[1], &lease); err != nil {
+			return p, err
+		}
+		seen, known := (*s)[p.ID]
+		if !known || seen.Ends != ends {
+			seen = Sighting{Ends: ends, Since: now()}
+		}
+		seen.Lease = time.Duration(lease) * time.Millisecond
+		switch {
+		case p.ID != self && seen.Gone(asked):
+			seen.Taken = true
+			gone = append(gone, p.ID)
+		case ends[0] > nowMS:
+			living = append(living, p)
+		}
+		all[p.ID] = seen
+		return p, nil
+	}, `SELECT p.id, `+kinds+`, p.until_ms, coalesce(l.until_ms, 0), coalesce(p.lease_ms, ?1) FROM `+of.table+` p
+			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM `+of.leases+` GROUP BY owner) l ON l.owner = p.id
+		UNION ALL SELECT owner, '', 0, max(until_ms), ?1 FROM `+of.leases+`
+			WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM `+of.table+`) GROUP BY owner
+		ORDER BY 1`, LongestLease.Milliseconds())
+	if err != nil {
+		return nil, nil, err
+	}
+	delete(all, self)
+	*s = all
+	return living, gone, nil
 }
 
 // Server is the name of the database server that answered last; empty before any did, and on SQLite.
@@ -70,15 +119,15 @@ func (s *Server) Store(name string) { s.name.Store(&name) }
 
 // Release gives up the leases of a process at once, so that others need not wait until they expire, and deletes its
 // row among the processes.
-func Release(ctx context.Context, db *database.DB, bound time.Duration, leases, processes, id string) error {
+func Release(ctx context.Context, db *database.DB, bound time.Duration, of Processes, id string) error {
 	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := Bounded(ctx, tx, bound); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `UPDATE `+leases+` SET owner = NULL, until_ms = 0 WHERE owner = ?`, id); err != nil {
+		if _, err := tx.ExecContext(ctx, `UPDATE `+of.leases+` SET owner = NULL, until_ms = 0 WHERE owner = ?`, id); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM `+processes+` WHERE id = ?`, id); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM `+of.table+` WHERE id = ?`, id); err != nil {
 			return err
 		}
 		return NotifyLeases(ctx, tx)
