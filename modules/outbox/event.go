@@ -54,9 +54,7 @@ type Event struct {
 // [ErrInvalidEvent], or [ErrNoTarget] if the target that an event names does not exist. Wake relays after
 // the commit with [relay.Waker.Wake]; otherwise they find the events a little later, when they poll.
 func Add(ctx context.Context, tx database.IDB, events ...Event) error {
-	switch tx.(type) {
-	case database.Tx:
-	default:
+	if _, is := tx.(database.Tx); !is {
 		return errors.New("outbox.Add: call it in a transaction")
 	}
 	ready := make([]stored, len(events))

@@ -437,10 +437,13 @@ func (w *worker) attempt(to outbox.Subscription, r outbox.Record, a Attempt, ask
 
 // final reports whether an error decides about the event or its target.
 func final(err error) bool {
-	var refused *Refused
-	var gone *Gone
-	var dropped *Dropped
-	return err == nil || errors.As(err, &refused) || errors.As(err, &gone) || errors.As(err, &dropped)
+	return err == nil || is[*Refused](err) || is[*Gone](err) || is[*Dropped](err)
+}
+
+// is reports whether an error is, or wraps, one of a type.
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }
 
 // describe sets the attributes of a span, by the semantic conventions for messages.
@@ -455,16 +458,13 @@ func describe(span tracing.Span, to outbox.Subscription, r outbox.Record, a Atte
 
 // failed says why an attempt failed, but never in the words of a receiver, which may hold an address.
 func failed(span tracing.Span, err error) {
-	var refused *Refused
-	var gone *Gone
-	var dropped *Dropped
 	switch {
 	case err == nil:
-	case errors.As(err, &dropped):
+	case is[*Dropped](err):
 		span.Set("authctl.outcome", "dropped")
-	case errors.As(err, &refused):
+	case is[*Refused](err):
 		span.Fail("refused for good")
-	case errors.As(err, &gone):
+	case is[*Gone](err):
 		span.Fail("the target takes nothing any more")
 	case errors.Is(err, ErrNotOwned):
 		span.Fail("not sent: the lease had ended")
@@ -582,26 +582,20 @@ func (w *worker) save() error {
 		w.dueAt = time.Time{}
 	}
 	for _, r := range w.unsaved {
-		var refused *Refused
-		var later *Later
-		var gone *Gone
-		var dropped *Dropped
+		gone, isGone := errors.AsType[*Gone](r.err)
 		switch {
-		case r.err == nil:
-			out.done = append(out.done, r.flight)
-		case errors.As(r.err, &dropped):
+		case r.err == nil, is[*Dropped](r.err):
 			out.done = append(out.done, r.flight)
 		case errors.Is(r.err, ErrNotOwned), w.d.abandon.Err() != nil:
 			// The result is not known. The event is tried again, here or elsewhere.
-		case errors.As(r.err, &gone):
+		case isGone:
 			if out.gone == nil || r.stateMS > out.goneMS {
 				out.gone, out.goneMS = gone.Err, r.stateMS
 			}
 		default:
-			h := hold{flight: r.flight, err: r.err, refused: errors.As(r.err, &refused)}
-			errors.As(r.err, &later)
+			h := hold{flight: r.flight, err: r.err, refused: is[*Refused](r.err)}
 			h.next = now + w.d.pause(r.attempts).Milliseconds()
-			if later != nil && later.After > 0 {
+			if later, ok := errors.AsType[*Later](r.err); ok && later.After > 0 {
 				h.asked = now + min(later.After, longestAsk).Milliseconds()
 				h.next = max(h.next, h.asked)
 			}
@@ -645,8 +639,7 @@ func (w *worker) next(r result) {
 	if q == nil {
 		return
 	}
-	var dropped *Dropped
-	if r.err == nil || errors.As(r.err, &dropped) {
+	if r.err == nil || is[*Dropped](r.err) {
 		q.rows = slices.DeleteFunc(q.rows, func(d row) bool { return d.id == r.id })
 	}
 	if len(q.rows) == 0 {
@@ -661,8 +654,6 @@ func (w *worker) report(results []result, out outcome, held int) {
 	s := w.subscription()
 	now := w.d.databaseNow()
 	for _, r := range results {
-		var dropped *Dropped
-		var refused *Refused
 		switch {
 		case r.err == nil:
 			w.missed, w.took = 0, w.d.now()
@@ -670,12 +661,12 @@ func (w *worker) report(results []result, out outcome, held int) {
 			if !r.replay {
 				w.d.met.latency.WithLabelValues(s.Name).Observe(float64(max(0, now-r.created)) / 1000)
 			}
-		case errors.As(r.err, &dropped):
+		case is[*Dropped](r.err):
 			w.d.met.dropped.WithLabelValues(s.Name).Inc()
 		case errors.Is(r.err, ErrNotOwned), w.d.abandon.Err() != nil:
 		default:
 			kind := "retry"
-			if errors.As(r.err, &refused) {
+			if is[*Refused](r.err) {
 				kind = "refused"
 			}
 			w.d.met.failed.WithLabelValues(s.Name, kind).Inc()
