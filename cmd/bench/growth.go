@@ -24,6 +24,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/authbench"
 	"github.com/toppira/authctl/modules/outbox/outboxbench"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/engines"
 	"github.com/toppira/authctl/platform/retry"
 )
 
@@ -102,7 +103,7 @@ func growthPoints(size int) []point {
 type growth struct {
 	o      options
 	r      *report
-	pg     *postgres
+	pg     *engines.Postgres
 	loader *authbench.Loader
 	secret string
 	dir    string
@@ -150,7 +151,7 @@ func benchGrowth(ctx context.Context, o options, r *report) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, g.pg.remove()) }()
+	defer func() { err = errors.Join(err, g.pg.Remove()) }()
 	defer func() {
 		if g.kept != nil {
 			err = errors.Join(err, g.kept.close())
@@ -260,7 +261,7 @@ func (g *growth) fresh(ctx context.Context, name string) (s *side, err error) {
 			err = errors.Join(err, made.close())
 		}
 	}()
-	if s.url, s.drop, err = freshDatabase(ctx, g.pg.url); err != nil {
+	if s.url, s.drop, err = freshDatabase(ctx, g.pg.URL); err != nil {
 		return nil, err
 	}
 	s.db, err = openDatabase(ctx, s.url, 0)

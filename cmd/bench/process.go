@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/toppira/authctl/platform/engines"
 )
 
 // process is an authctl serve or authctl relay, in its own process as in production.
@@ -78,7 +80,7 @@ func newProcess(dir, name string, env []string, args ...string) (*process, error
 // launch starts the process, and does not wait until it answers.
 func (p *process) launch() error {
 	cmd := exec.Command(p.path, p.args...)
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, p.dir, &p.output, &p.output, ownGroup(nil)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, p.dir, &p.output, &p.output, engines.OwnGroup()
 	if err := cmd.Start(); err != nil {
 		return err
 	}

@@ -9,8 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -18,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,6 +24,7 @@ import (
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/engines"
 )
 
 const (
@@ -162,21 +160,13 @@ func newClient() *fasthttp.Client {
 		MaxIdemponentCallAttempts: 1}
 }
 
-// freePort returns a port that nothing listens on. It lies below the range from which systems give a port to whoever
-// connects: a program that starts later would find such a one taken.
+// freePort returns a port that nothing listens on.
 func freePort() (int, error) {
-	const first, last = 10240, 19999
-	for {
-		port := first + rand.IntN(last-first+1)
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		return port, l.Close()
+	port, reservation, err := engines.FreePort()
+	if err != nil {
+		return 0, err
 	}
+	return port, reservation.Close()
 }
 
 // openDatabase opens a pool of at most so many connections; 0 is the usual number.

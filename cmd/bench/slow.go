@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/toppira/authctl/platform/engines"
 )
 
 // Simulations of a slower machine.
@@ -67,7 +69,7 @@ func slowCPU(percent int) (restore func() error, err error) {
 		return nil, err
 	}
 	cmd := exec.Command(self, burnerCommand, strconv.Itoa(percent))
-	cmd.Stderr, cmd.SysProcAttr = os.Stderr, ownGroup(nil)
+	cmd.Stderr, cmd.SysProcAttr = os.Stderr, engines.OwnGroup()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -153,6 +155,6 @@ func slowMachine(o *options) (restore func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	back = append(back, pg.remove)
-	return back.run, os.Setenv("AUTHCTL_TEST_POSTGRES", pg.url)
+	back = append(back, pg.Remove)
+	return back.run, os.Setenv("AUTHCTL_TEST_POSTGRES", pg.URL)
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,6 +24,7 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/engines"
 	"github.com/toppira/authctl/platform/retry"
 )
 
@@ -38,9 +40,9 @@ const (
 type soak struct {
 	o      options
 	began  time.Time
-	pg     *postgres
+	pg     *engines.Postgres
 	redis  *redisServer
-	kafka  *kafkaBroker
+	kafka  *engines.Kafka
 	serve  *process
 	relay  *process
 	db     *database.DB
@@ -105,20 +107,20 @@ func benchSoak(ctx context.Context, o options, r *report) (err error) {
 
 // open starts the engines and the two processes, and makes the accounts.
 func (s *soak) open(ctx context.Context, dir string) (err error) {
-	if s.kafka, err = startKafka(ctx); err != nil {
+	if s.kafka, err = engines.StartKafka(ctx, filepath.Join(dir, "kafka")); err != nil {
 		return err
 	}
-	s.opened = append(s.opened, s.kafka.remove)
+	s.opened = append(s.opened, s.kafka.Stop)
 	// As on a server: a commit is on disk when it is answered, and Redis loses a second at the most.
 	if s.pg, err = startPostgres(s.o.diskEnv); err != nil {
 		return err
 	}
-	s.opened = append(s.opened, s.pg.remove)
+	s.opened = append(s.opened, s.pg.Remove)
 	if s.redis, err = startRedis("--appendonly", "yes", "--appendfsync", "everysec"); err != nil {
 		return err
 	}
 	s.opened = append(s.opened, s.redis.remove)
-	s.db, err = openDatabase(ctx, s.pg.url, 2)
+	s.db, err = openDatabase(ctx, s.pg.URL, 2)
 	if err != nil {
 		return err
 	}
@@ -131,7 +133,7 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	env := []string{
-		"DATABASE_URL=" + s.pg.url, "REDIS_URL=" + s.redis.url, "KAFKA_BROKERS=" + s.kafka.brokers, "LOG_LEVEL=warn",
+		"DATABASE_URL=" + s.pg.URL, "REDIS_URL=" + s.redis.url, "KAFKA_BROKERS=" + s.kafka.Brokers[0], "LOG_LEVEL=warn",
 		"APP_MODE=dev", "AUTH_TOKEN_SECRET=" + uuid.NewString() + uuid.NewString(),
 		// Ended sessions are forgotten soon, so that their rows stop growing within the run.
 		"AUTH_ACCESS_TOKEN_TTL=1m", "AUTH_SESSION_MAX_AGE=4m", "AUTH_REFRESH_TOKEN_TTL=2m",
@@ -303,11 +305,11 @@ func (s *soak) breakThings(ctx context.Context) error {
 		do   func() error
 	}{
 		{0.45, "Kafka", func() error {
-			if err := s.kafka.stop(); err != nil {
+			if err := s.kafka.Signal(1, syscall.SIGKILL); err != nil {
 				return err
 			}
 			retry.Sleep(ctx, away)
-			return s.kafka.start()
+			return s.kafka.Restart(1)
 		}},
 		{0.55, "Redis", func() error {
 			s.redis.kill()
@@ -315,11 +317,11 @@ func (s *soak) breakThings(ctx context.Context) error {
 			return s.redis.start()
 		}},
 		{0.65, "PostgreSQL", func() error {
-			if err := s.pg.stop("fast"); err != nil {
+			if err := s.pg.Stop("fast"); err != nil {
 				return err
 			}
 			retry.Sleep(ctx, min(5*time.Second, away))
-			return s.pg.start()
+			return s.pg.Start()
 		}},
 		{0.73, "relay", func() error {
 			s.relay.kill()

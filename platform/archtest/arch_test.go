@@ -86,6 +86,7 @@ var arrows = map[string][]string{
 	"platform/database":   {"platform/config", "platform/retry", "platform/tracing"},
 	"platform/fault":      {},
 	"platform/batch":      {},
+	"platform/engines":    {}, // starts servers, for tests and cmd/bench
 	"platform/httpserver": {"platform/config", "platform/fault", "platform/metric", "platform/tracing"},
 	"platform/openapi":    {"platform/fault", "platform/httpserver"}, // for tests and tools only
 	"platform/logging":    {"platform/config"},
@@ -101,14 +102,14 @@ var arrows = map[string][]string{
 
 	// Support for tests: imported by tests and by each other, see testSupport.
 	"modules/auth/internal/session/sessiontest": {"modules/auth/internal/session"},
-	"modules/outbox/outboxtest":                 {"modules/outbox", "platform/database"},
+	"modules/outbox/outboxtest":                 {"modules/outbox", "platform/database", "platform/engines"},
 	"platform/archtest":                         {},
 	"platform/httpserver/httpservertest":        {"platform/httpserver"},
 	"platform/openapi/openapitest":              {},
 	"platform/cache/cachetest":                  {"platform/cache", "platform/config"},
 	"platform/database/dbtest": {"migrations", "platform/config", "platform/database",
 		"platform/retry"},
-	"platform/testenv":             {},
+	"platform/testenv":             {"platform/engines"},
 	"platform/tracing/tracingtest": {},
 }
 
@@ -158,8 +159,7 @@ var libraries = []struct {
 	{"go.opentelemetry.io/", []string{"platform/tracing/..."}, nil,
 		"spans come from the context: use platform/tracing"},
 	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox",
-		"modules/outbox/delivery",
-		"platform/httpserver", "platform/retry", "cmd/bench"}, []string{"..."},
+		"modules/outbox/delivery", "platform/engines", "platform/httpserver", "platform/retry", "cmd/bench"}, []string{"..."},
 		"secrets come from crypto/rand; this spreads retries and numbers requests"},
 }
 

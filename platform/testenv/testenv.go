@@ -9,12 +9,11 @@
 package testenv
 
 import (
-	"math/rand/v2"
-	"net"
 	"os"
-	"strconv"
 	"testing"
 	"time"
+
+	"github.com/toppira/authctl/platform/engines"
 )
 
 // Patience is how long a test waits for something that must happen. It tells a hang from a delay
@@ -31,32 +30,15 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// The ports that FreePort chooses from lie below the range from which systems give a port to whoever connects or asks
-// for any: one in that range may belong to some connection by the time a program listens on it.
-const firstPort, lastPort = 10240, 19999
-
 // FreePort returns a port of 127.0.0.1 that nothing listens on, and that no other test gets before this one has ended.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	for range 1000 {
-		port := firstPort + rand.IntN(lastPort-firstPort+1)
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-		// The port of the other protocol is the reservation, which test programs that run beside this one see too.
-		reserved, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			continue
-		}
-		listener, err := net.Listen("tcp", addr)
-		if err != nil {
-			_ = reserved.Close()
-			continue
-		}
-		_ = listener.Close()
-		t.Cleanup(func() { _ = reserved.Close() })
-		return port
+	port, reservation, err := engines.FreePort()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port found")
-	return 0
+	t.Cleanup(func() { _ = reservation.Close() })
+	return port
 }
 
 // Postgres returns the URL of the shared PostgreSQL server.

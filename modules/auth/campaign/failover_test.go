@@ -280,7 +280,7 @@ func TestAFailOverOverTLS(t *testing.T) {
 		-out "$PGDATA/server.crt" -keyout "$PGDATA/server.key"
 		chmod 600 "$PGDATA/server.key"
 		psql "$ADMIN_URL" --command="ALTER SYSTEM SET ssl = on" --command='SELECT pg_reload_conf()'`)
-	text, err := os.ReadFile(filepath.Join(primary.Folder(), "data", "server.crt"))
+	text, err := os.ReadFile(filepath.Join(primary.Dir, "data", "server.crt"))
 	if err != nil {
 		t.Fatal(err)
 	}

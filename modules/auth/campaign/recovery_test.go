@@ -29,7 +29,7 @@ func archiving(t *testing.T) *rehearsal {
 // shell runs a block of the page as the server's user.
 func (r *rehearsal) shell(heading string, n int) {
 	r.t.Helper()
-	r.server.Shell(r.t, strings.NewReplacer("/var/backups/authctl", filepath.Join(r.server.Folder(), "backups"),
+	r.server.Shell(r.t, strings.NewReplacer("/var/backups/authctl", filepath.Join(r.server.Dir, "backups"),
 		"2026-11-29 02:00:00+00", r.point, "sleep 1", "sleep 0.1").Replace(r.lines(heading, n)))
 }
 
