@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,10 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -89,7 +85,7 @@ func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]b
 	}, closeDB, nil
 }
 
-func runBare(ctx context.Context) (err error) {
+func runBare(ctx context.Context, addr string) (err error) {
 	opt, err := redis.ParseURL(os.Getenv("AUTHCTL_TEST_REDIS"))
 	if err != nil {
 		return fmt.Errorf("AUTHCTL_TEST_REDIS: %w", err)
@@ -119,15 +115,11 @@ func runBare(ctx context.Context) (err error) {
 			return c.JSON(body)
 		}
 	}
+	app.Get(barePath, func(*fiber.Ctx) error { return nil }) // it listens
 	app.Post(barePath, handler(false))
 	app.Post(bareSignedPath, handler(true))
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	fmt.Printf("127.0.0.1:%d\n", port)
 	failed := make(chan error, 1)
-	go func() { failed <- app.Listen(fmt.Sprintf("127.0.0.1:%d", port)) }() // received below
+	go func() { failed <- app.Listen(addr) }() // received below
 	select {
 	case err := <-failed:
 		return err
@@ -142,32 +134,17 @@ func startBare(ctx context.Context) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self, bareCommand)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	out, err := cmd.StdoutPipe()
+	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return nil, err
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	p := &process{name: "the bare server", path: self, args: []string{bareCommand, addr},
+		ready: "http://" + addr + barePath}
+	if err := p.start(ctx); err != nil {
+		return nil, errors.Join(err, p.stop())
 	}
-	stop := func() error {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		return cmd.Wait()
-	}
-	addr, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		return nil, errors.Join(err, stop())
-	}
-	s := &server{base: "http://" + strings.TrimSpace(addr), client: newClient(), stop: stop}
-	for range 200 { // until it listens
-		if status, _, err := s.call("POST", barePath, map[string]string{"token": "warm"}); err == nil && status == 200 {
-			return s, nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return nil, errors.Join(errors.New("the bare server does not answer"), stop())
+	return &server{base: "http://" + addr, client: newClient(), stop: p.stop}, nil
 }
 
 // bareHandler measures a path of the bare server at a number of connections.

@@ -49,8 +49,8 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) == 2 && os.Args[1] == bareCommand {
-		os.Exit(exit(runBare(ctx)))
+	if len(os.Args) == 3 && os.Args[1] == bareCommand {
+		os.Exit(exit(runBare(ctx, os.Args[2])))
 	}
 	if len(os.Args) == 2 && os.Args[1] == floodCommand {
 		os.Exit(exit(floodClients(os.Stdin, os.Stdout)))
