@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/migrations"
@@ -38,6 +39,7 @@ type app struct {
 	security *zap.Logger // only for commands
 	logFile  *logging.File
 	level    zap.AtomicLevel
+	cmd      *cobra.Command     // the command that runs on it; nil in serve, relay and doctor
 	registry telemetry.Registry // nil in commands
 	tracer   *tracing.Tracer    // of serve and relay; nil when the environment names no collector
 	db       *database.DB
@@ -278,15 +280,6 @@ func (a *app) checkOpens(ctx context.Context, cfg auth.Config) error {
 	return nil
 }
 
-// openTracer starts to send spans, if the environment names a collector.
-func (a *app) openTracer(ctx context.Context, version string) (err error) {
-	if a.tracer, err = tracing.Open(ctx, version, a.log); err != nil {
-		return err
-	}
-	a.closers = append(a.closers, a.tracer.Close)
-	return nil
-}
-
 // openWaker makes what tells relays of this process, and of others, that events were committed.
 func (a *app) openWaker() {
 	a.waker = relay.NewWaker(a.relayDB)
@@ -411,30 +404,27 @@ func (a *app) describeMail() string {
 	return "files in " + mail.Folder(a.App.DataDir)
 }
 
-// describe names, for a person, what the process uses.
-func (a *app) describe() [][2]string {
+// describe names, for a person, what serve uses.
+func (a *app) describe() [][]string {
 	sessions := "in the database"
 	if a.Redis.Enabled() {
 		sessions = a.Redis.Describe()
 	}
-	events := a.describeEvents()
+	events, mails := a.describeEvents(), a.describeMail()
 	if a.Outbox.Relay == "off" {
 		events = "left to processes of: authctl relay"
-	}
-	mails := a.describeMail()
-	if a.Outbox.Relay == "off" {
-		mails = "left to processes of: authctl relay"
+		mails = events
 	}
 	secret := "as configured"
 	if a.ownSecret {
 		secret = "created here, in " + filepath.Join(a.App.DataDir, "secret")
 	}
-	return [][2]string{
-		{"Database", a.Database.Describe(a.App.DataDir)},
-		{"Sessions", sessions},
-		{"Events", events},
-		{"Mail", mails},
-		{"Secret", secret},
+	return [][]string{
+		{"  Database", a.Database.Describe(a.App.DataDir)},
+		{"  Sessions", sessions},
+		{"  Events", events},
+		{"  Mail", mails},
+		{"  Secret", secret},
 	}
 }
 

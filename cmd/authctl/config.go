@@ -10,16 +10,14 @@ import (
 )
 
 func newConfig(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "config",
 		Short: "Check and show the settings",
 		Long: `Check and show the settings as the other commands see them: defaults, then
 config.yaml, then .env in dev mode, then the environment, then flags. Secrets are not shown.`,
 		Example: `  authctl config check --config /etc/authctl/config.yaml
   authctl config show -o json`,
-	}
-	cmd.AddCommand(newConfigCheck(g), newConfigShow(g))
-	return cmd
+	}, newConfigCheck(g), newConfigShow(g))
 }
 
 func newConfigCheck(g *global) *cobra.Command {
@@ -31,7 +29,7 @@ settings themselves are right, the files that they name are read too: certificat
 templates of mails, breached passwords. No server is asked; authctl doctor does that.`,
 		Example: "  authctl config check",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := g.loadSettings(nil)
+			s, err := g.load(settings{}, nil)
 			if err == nil {
 				faults := config.CheckFiles(&s)
 				if problem := tracing.Check(); problem != nil {
@@ -65,7 +63,7 @@ func newConfigShow(g *global) *cobra.Command {
 		Short:   "Show every setting, its value and its source",
 		Example: "  authctl config show",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := g.loadSettings(nil)
+			s, err := g.load(settings{}, nil)
 			if err != nil {
 				return err
 			}

@@ -13,24 +13,21 @@ import (
 )
 
 func newUserContact(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "contact",
 		Short: "List, add, verify and remove the contacts of an account",
 		Long: `List, add, verify and remove the contacts of an account: the addresses to which a code is sent when
 its owner has forgotten the password. Verify an address only if you know that it is the owner's:
 anybody who reads mail there can set a new password.`,
 		Example: "  authctl user contact list alice",
-	}
-	cmd.AddCommand(newUserContactList(g), newUserContactAdd(g), newUserContactVerify(g), newUserContactRemove(g))
-	return cmd
+	}, newUserContactList(g), newUserContactAdd(g), newUserContactVerify(g), newUserContactRemove(g))
 }
 
 func newUserContactList(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return g.onUser(&cobra.Command{
 		Use: "list USER", Short: "List the contacts of an account",
 		Example: "  authctl user contact list alice -o json",
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		list, err := a.contact.Contacts(ctx, u.ID)
 		if err != nil {
 			return err
@@ -43,9 +40,8 @@ func newUserContactList(g *global) *cobra.Command {
 			}
 			rows[i] = []string{c.ID.String(), c.Kind, c.Address, verified, c.CreatedAt.Format(time.RFC3339)}
 		}
-		return g.table(cmd.OutOrStdout(), list, []string{"ID", "KIND", "ADDRESS", "VERIFIED", "ADDED"}, rows)
+		return g.table(a.cmd.OutOrStdout(), list, []string{"ID", "KIND", "ADDRESS", "VERIFIED", "ADDED"}, rows)
 	})
-	return cmd
 }
 
 // emailFlag is the address that a command is about.
@@ -70,15 +66,14 @@ func (e *emailFlag) find(ctx context.Context, a *app, u auth.User) (contact.Cont
 
 func newUserContactAdd(g *global) *cobra.Command {
 	email, verified := &emailFlag{}, false
-	cmd := &cobra.Command{
+	cmd := g.onUser(&cobra.Command{
 		Use:   "add USER --email ADDRESS",
 		Short: "Add an address to an account",
 		Long: `Add an address to an account. Nothing is sent there: the owner asks for a code in the application, or
 --verified says that the address is known to be the owner's.`,
 		Example: `  authctl user contact add alice --email alice@example.com
   authctl user contact add alice --email alice@example.com --verified`,
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		if verified { // others get a notice, which is sealed
 			if err := a.checkSecret(ctx); err != nil {
 				return err
@@ -89,13 +84,13 @@ func newUserContactAdd(g *global) *cobra.Command {
 			return fmt.Errorf("the address %q: %w", email.address, err)
 		}
 		if !verified {
-			return g.printDone(cmd, u, "has the contact "+c.Address+", which is not verified")
+			return g.printDone(a, u, "has the contact "+c.Address+", which is not verified")
 		}
 		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID, false); err != nil {
 			return advised{fmt.Errorf("the contact was added, and then: %w; verify it with: authctl user "+
 				"contact verify --id %s --email %s", err, u.ID, email.address)}
 		}
-		return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
+		return g.printDone(a, u, "has the contact "+c.Address+", which is verified")
 	})
 	email.add(cmd)
 	cmd.Flags().BoolVar(&verified, "verified", false, "the address is known to be the owner's")
@@ -104,7 +99,7 @@ func newUserContactAdd(g *global) *cobra.Command {
 
 func newUserContactVerify(g *global) *cobra.Command {
 	email, final := &emailFlag{}, false
-	cmd := &cobra.Command{
+	cmd := g.onUser(&cobra.Command{
 		Use:   "verify USER --email ADDRESS",
 		Short: "Say that an address is the owner's",
 		Long: `Say that an address is the owner's, without a code. Anybody who reads mail there can set a new
@@ -113,20 +108,19 @@ password from then on. The contacts that were verified before get a notice with 
 --final is for an account that a stranger had: the notice has no link, and the links of all earlier notices
 of the account end. With one of them the stranger would get the account back.`,
 		Example: "  authctl user contact verify alice --email alice@example.com",
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		c, err := email.find(ctx, a, u)
 		if err != nil {
 			return err
 		}
 		if c.Verified() && !final {
-			return g.printOutcome(cmd, u, false,
+			return g.printOutcome(a, u, false,
 				"has the contact "+c.Address+", which is verified already; nothing changed")
 		}
 		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID, final); err != nil {
 			return err
 		}
-		return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
+		return g.printDone(a, u, "has the contact "+c.Address+", which is verified")
 	})
 	email.add(cmd)
 	cmd.Flags().BoolVar(&final, "final", false, "nobody can undo this, nor an earlier change")
@@ -135,7 +129,7 @@ of the account end. With one of them the stranger would get the account back.`,
 
 func newUserContactRemove(g *global) *cobra.Command {
 	email, sure, final := &emailFlag{}, &consent{}, false
-	cmd := &cobra.Command{
+	cmd := g.onUser(&cobra.Command{
 		Use:   "remove USER --email ADDRESS",
 		Short: "Remove an address from an account",
 		Long: `Remove an address from an account. The verified contacts, including this one if it is verified, get a
@@ -145,8 +139,7 @@ notice with a link that undoes the removal. It asks on a terminal; elsewhere it 
 the account end. With one of them the stranger would get the account back.`,
 		Example: `  authctl user contact remove alice --email alice@example.com --yes
   authctl user contact remove alice --email thief@example.com --final --yes`,
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		c, err := email.find(ctx, a, u)
 		if err != nil {
 			return err
@@ -155,13 +148,13 @@ the account end. With one of them the stranger would get the account back.`,
 		if final {
 			loss += "; nobody can undo this, nor any earlier change"
 		}
-		if err := sure.ask(cmd, loss); err != nil {
+		if err := sure.ask(a.cmd, loss); err != nil {
 			return err
 		}
 		if err := a.contact.RemoveByOperator(ctx, u.ID, c.ID, final); err != nil {
 			return err
 		}
-		return g.printDone(cmd, u, "has no contact "+c.Address+" any more")
+		return g.printDone(a, u, "has no contact "+c.Address+" any more")
 	})
 	email.add(cmd)
 	cmd.Flags().BoolVar(&final, "final", false, "nobody can undo this, nor an earlier change")

@@ -12,23 +12,6 @@ import (
 	"github.com/toppira/authctl/modules/outbox/delivery"
 )
 
-// deliverySinks makes what delivers to the targets besides the log, by kind. A process without the
-// sink of a kind leaves its targets to others.
-func (a *app) deliverySinks(ctx context.Context) (map[string]delivery.Sink, error) {
-	sinks := map[string]delivery.Sink{}
-	if to := a.webhookSink(ctx); to != nil {
-		sinks[outbox.KindWebhook] = to
-	}
-	mailer, err := a.openMailer()
-	if err != nil {
-		return nil, err
-	}
-	if mailer != nil {
-		sinks[outbox.KindMail] = mailer
-	}
-	return sinks, nil
-}
-
 // openMailer makes what sends mails. There is none without the secret, which a relay may lack, since
 // messages are sealed. Nor in prod mode without a server: files are for trying.
 func (a *app) openMailer() (*mail.Mailer, error) {
@@ -61,9 +44,16 @@ func (a *app) openMailer() (*mail.Mailer, error) {
 // newDeliverer makes what delivers to the targets besides the log. It shares nothing with the relay but
 // the database. The caller runs it.
 func (a *app) newDeliverer(ctx context.Context) (*delivery.Deliverer, error) {
-	sinks, err := a.deliverySinks(ctx)
+	sinks := map[string]delivery.Sink{} // by kind; without that of a kind this process leaves its targets to others
+	if to := a.webhookSink(ctx); to != nil {
+		sinks[outbox.KindWebhook] = to
+	}
+	mailer, err := a.openMailer()
 	if err != nil {
 		return nil, err
+	}
+	if mailer != nil {
+		sinks[outbox.KindMail] = mailer
 	}
 	cfg := a.Delivery
 	cfg.Lease = a.Outbox.Lease

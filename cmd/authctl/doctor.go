@@ -97,14 +97,16 @@ func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err erro
 	if g.output == "json" {
 		d.print = func(finding) error { return nil }
 	}
-	s, err := g.loadSettings(nil)
+	s, err := g.load(settings{}, nil)
 	faults, wrong := errors.AsType[config.Faults](err)
 	if _, misused := errors.AsType[misuse](err); misused || err != nil && !wrong {
 		return err
 	}
 	// Settings that only serve needs are not missing where only a relay runs.
-	if relay := (settings{keyless: true}); wrong && g.load(&relay, nil) == nil && relay.relaysAlone(ctx) {
-		s, wrong = relay, false
+	if wrong {
+		if relay, err := g.load(settings{keyless: true}, nil); err == nil && relay.relaysAlone(ctx) {
+			s, wrong = relay, false
+		}
 	}
 	if wrong {
 		var list []finding

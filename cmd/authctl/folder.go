@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -82,4 +83,18 @@ func folderProblem(setting, dir string, err error) (found, advice string) {
 		return found, "make room there, or name another one with " + setting
 	}
 	return found, "check the file system of " + dir + ", or name another one with " + setting
+}
+
+// writePrivately writes a file that only its owner can read. It appears complete or not at all: place, such as
+// [os.Rename], puts it there.
+func writePrivately(path string, place func(from, to string) error, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(write(f), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return place(f.Name(), path)
 }

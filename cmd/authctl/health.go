@@ -53,8 +53,8 @@ type readinessReport struct {
 }
 
 func (g *global) health(ctx context.Context, w io.Writer) error {
-	s := settings{keyless: true}
-	if err := g.load(&s, nil); err != nil {
+	s, err := g.load(settings{keyless: true}, nil)
+	if err != nil {
 		return err
 	}
 	url, err := s.readinessURL()

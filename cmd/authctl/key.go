@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -15,7 +14,7 @@ import (
 )
 
 func newKey(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "key",
 		Short: "Rotate the keys that sign access tokens",
 		Long: `Rotate the keys that sign access tokens, without refusing any token:
@@ -29,32 +28,24 @@ then on. Running servers notice each step within seconds and need no restart. Ke
 in the database, sealed under AUTH_TOKEN_SECRET. With HS256 there are none.`,
 		Example: `  authctl key list
   authctl key stage`,
-	}
-	cmd.AddCommand(newKeyList(g), newKeyStage(g), newKeyPromote(g), newKeyRetire(g), newKeyRevoke(g))
-	return cmd
+	}, newKeyList(g), newKeyStage(g), newKeyPromote(g), newKeyRetire(g), newKeyRevoke(g))
 }
 
-// withKeys runs a command on the signing keys, without the service, which does not start if the
+// onKeys makes what cobra runs for a command on the signing keys. It opens no service, which does not start if the
 // secret of the active key is lost.
-func (g *global) withKeys(cmd *cobra.Command, do func(ctx context.Context, a *app, keys *auth.Keys) error) error {
-	return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-		if _, err := a.ensureSecret(false); err != nil {
+func (g *global) onKeys(do func(ctx context.Context, a *app, keys *auth.Keys, args []string) error) runE {
+	return func(cmd *cobra.Command, args []string) error {
+		return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+			if _, err := a.ensureSecret(false); err != nil {
+				return err
+			}
+			err := do(ctx, a, auth.OpenKeys(a.db, a.Auth, a.log), args)
+			if errors.Is(err, auth.ErrKeyNotFound) {
+				return fmt.Errorf("there is no signing key %q; see: authctl key list", strings.Join(args, " "))
+			}
 			return err
-		}
-		return do(ctx, a, auth.OpenKeys(a.db, a.Auth, a.log))
-	})
-}
-
-// onKey runs a command on one signing key.
-func (g *global) onKey(cmd *cobra.Command, kid string,
-	do func(ctx context.Context, a *app, keys *auth.Keys) error) error {
-	return g.withKeys(cmd, func(ctx context.Context, a *app, keys *auth.Keys) error {
-		err := do(ctx, a, keys)
-		if errors.Is(err, auth.ErrKeyNotFound) {
-			return fmt.Errorf("there is no signing key %q; see: authctl key list", kid)
-		}
-		return err
-	})
+		})
+	}
 }
 
 func newKeyList(g *global) *cobra.Command {
@@ -62,21 +53,19 @@ func newKeyList(g *global) *cobra.Command {
 		Use:     "list",
 		Short:   "List every key, past and present, and the possible next steps",
 		Example: "  authctl key list",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withKeys(cmd, func(ctx context.Context, _ *app, keys *auth.Keys) error {
-				list, err := keys.List(ctx)
-				if err != nil {
-					return err
-				}
-				rows := make([][]string, 0, len(list))
-				for _, k := range list {
-					rows = append(rows, []string{k.KID, k.Algorithm, string(k.Status), moment(k.StagedAt),
-						moment(k.ActiveAt), moment(k.RetiredAt), nextStep(k, time.Now())})
-				}
-				heading := []string{"KID", "ALGORITHM", "STATUS", "STAGED", "ACTIVE", "RETIRED", "NEXT"}
-				return g.table(cmd.OutOrStdout(), list, heading, rows)
-			})
-		},
+		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, _ []string) error {
+			list, err := keys.List(ctx)
+			if err != nil {
+				return err
+			}
+			rows := make([][]string, 0, len(list))
+			for _, k := range list {
+				rows = append(rows, []string{k.KID, k.Algorithm, string(k.Status), moment(k.StagedAt),
+					moment(k.ActiveAt), moment(k.RetiredAt), nextStep(k, time.Now())})
+			}
+			heading := []string{"KID", "ALGORITHM", "STATUS", "STAGED", "ACTIVE", "RETIRED", "NEXT"}
+			return g.table(a.cmd.OutOrStdout(), list, heading, rows)
+		}),
 	}
 }
 
@@ -110,27 +99,25 @@ func newKeyStage(g *global) *cobra.Command {
 		Long: `Create a key of the configured algorithm, publish it in the JWK set and print its kid. It does
 not sign before it is promoted.`,
 		Example: "  authctl key stage",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withKeys(cmd, func(ctx context.Context, a *app, keys *auth.Keys) error {
-				if err := a.checkPresentSecret(ctx); err != nil { // the key is sealed for the servers
-					return err
-				}
-				k, err := keys.Stage(ctx)
-				if err != nil { // done twice, there would be two
-					return maybeDone(err, "look at authctl key list before you run it again")
-				}
-				next := fmt.Sprintf("from %s on: authctl key promote %s", notBefore(k.PromotableAt), k.KID)
-				return g.printKey(cmd, k, k.KID, next)
-			})
-		},
+		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, _ []string) error {
+			if err := a.checkPresentSecret(ctx); err != nil { // the key is sealed for the servers
+				return err
+			}
+			k, err := keys.Stage(ctx)
+			if err != nil { // done twice, there would be two
+				return maybeDone(err, "look at authctl key list before you run it again")
+			}
+			next := fmt.Sprintf("from %s on: authctl key promote %s", notBefore(k.PromotableAt), k.KID)
+			return g.printKey(a, k, k.KID, next)
+		}),
 	}
 }
 
 // printKey reports the new state of a key, and the next step.
-func (g *global) printKey(cmd *cobra.Command, k auth.KeyInfo, line, hint string) error {
-	err := g.tell(cmd.OutOrStdout(), k, line)
+func (g *global) printKey(a *app, k auth.KeyInfo, line, hint string) error {
+	err := g.tell(a.cmd.OutOrStdout(), k, line)
 	if err == nil && hint != "" && g.output != "json" {
-		fmt.Fprintln(cmd.ErrOrStderr(), "next, "+hint)
+		fmt.Fprintln(a.cmd.ErrOrStderr(), "next, "+hint)
 	}
 	return err
 }
@@ -147,16 +134,14 @@ wait: verifiers with an older set then refuse new tokens until they fetch it aga
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl " +
 			"key promote",
 		Args: oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onKey(cmd, args[0], func(ctx context.Context, a *app, keys *auth.Keys) error {
-				k, err := auth.PromoteKey(ctx, a.db, keys, args[0], force)
-				if err != nil {
-					return err
-				}
-				return g.printKey(cmd, k, k.KID+" signs now", "retire its predecessor when possible; see: authctl "+
-					"key list")
-			})
-		},
+		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, args []string) error {
+			k, err := auth.PromoteKey(ctx, a.db, keys, args[0], force)
+			if err != nil {
+				return err
+			}
+			return g.printKey(a, k, k.KID+" signs now",
+				"retire its predecessor when possible; see: authctl key list")
+		}),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "do not wait until verifiers have fetched the key")
 	return cmd
@@ -174,15 +159,13 @@ refused from then on, and their clients must refresh.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"retiring\").kid' | xargs -n1 authctl " +
 			"key retire",
 		Args: oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onKey(cmd, args[0], func(ctx context.Context, _ *app, keys *auth.Keys) error {
-				k, err := keys.Retire(ctx, args[0], force)
-				if err != nil {
-					return err
-				}
-				return g.printKey(cmd, k, k.KID+" is retired", "")
-			})
-		},
+		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, args []string) error {
+			k, err := keys.Retire(ctx, args[0], force)
+			if err != nil {
+				return err
+			}
+			return g.printKey(a, k, k.KID+" is retired", "")
+		}),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "do not wait until its last token has expired")
 	return cmd
@@ -202,49 +185,46 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl " +
 			"key revoke",
 		Args: oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onKey(cmd, args[0], func(ctx context.Context, a *app, keys *auth.Keys) error {
-				before, err := keys.List(ctx)
-				if err != nil {
+		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, args []string) error {
+			before, err := keys.List(ctx)
+			if err != nil {
+				return err
+			}
+			for _, k := range before {
+				if k.KID == args[0] && k.Status == auth.KeyRevoked {
+					return g.printRevoked(a, k, auth.KeyInfo{}, "is revoked already; nothing changed")
+				}
+			}
+			other := a.checkPresentSecret(ctx) != nil // the present key does not open
+			k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
+			if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) &&
+				terminalOf(a.cmd) != nil {
+				if err := sure.ask(a.cmd, strings.TrimSuffix(refusal.Message, ".")); err != nil {
 					return err
 				}
-				for _, k := range before {
-					if k.KID == args[0] && k.Status == auth.KeyRevoked {
-						return g.printRevoked(cmd.OutOrStdout(), k, auth.KeyInfo{},
-							"is revoked already; nothing changed")
-					}
-				}
-				other := a.checkPresentSecret(ctx) != nil // the present key does not open
-				k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
-				if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) &&
-					terminalOf(cmd) != nil {
-					if err := sure.ask(cmd, strings.TrimSuffix(refusal.Message, ".")); err != nil {
-						return err
-					}
-					k, successor, err = keys.Revoke(ctx, args[0], true)
-				}
-				if err != nil {
-					return err
-				}
-				if other && successor.KID != "" { // meant where the secret was lost; elsewhere a mistake
-					fmt.Fprintln(cmd.ErrOrStderr(), "the former key was sealed under another AUTH_TOKEN_SECRET "+
-						"than the new one: servers that do not have that of these settings sign no tokens now; "+
-						"give it to them, or revoke the new key with theirs")
-				}
-				return g.printRevoked(cmd.OutOrStdout(), k, successor, "is revoked")
-			})
-		},
+				k, successor, err = keys.Revoke(ctx, args[0], true)
+			}
+			if err != nil {
+				return err
+			}
+			if other && successor.KID != "" { // meant where the secret was lost; elsewhere a mistake
+				fmt.Fprintln(a.cmd.ErrOrStderr(), "the former key was sealed under another AUTH_TOKEN_SECRET "+
+					"than the new one: servers that do not have that of these settings sign no tokens now; "+
+					"give it to them, or revoke the new key with theirs")
+			}
+			return g.printRevoked(a, k, successor, "is revoked")
+		}),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "even if tokens of the key can be live")
 	sure.add(cmd)
 	return cmd
 }
 
-func (g *global) printRevoked(w io.Writer, k, successor auth.KeyInfo, what string) error {
+func (g *global) printRevoked(a *app, k, successor auth.KeyInfo, what string) error {
 	report, line := map[string]auth.KeyInfo{"revoked": k}, k.KID+" "+what
 	if successor.KID != "" {
 		report["successor"] = successor
 		line += "; " + successor.KID + " signs now"
 	}
-	return g.tell(w, report, line)
+	return g.tell(a.cmd.OutOrStdout(), report, line)
 }

@@ -16,21 +16,19 @@ import (
 )
 
 func newMail(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "mail",
 		Short: "Look at mails, and try to send one",
 		Long: `Look at the mails that people get, change their words, and try the SMTP server of mail.url. None of
 these commands needs the database.`,
 		Example: "  authctl mail preview reset",
-	}
-	cmd.AddCommand(newMailPreview(g), newMailTest(g), newMailTemplates())
-	return cmd
+	}, newMailPreview(g), newMailTest(g), newMailTemplates())
 }
 
 // newMailer makes the mails of these settings, for commands that open nothing else.
 func (g *global) newMailer() (settings, *mail.Mailer, error) {
-	s := settings{keyless: true}
-	if err := g.load(&s, nil); err != nil {
+	s, err := g.load(settings{keyless: true}, nil)
+	if err != nil {
 		return s, nil, err
 	}
 	m, err := mail.New(s.Mail, mail.Options{Issuer: s.Auth.Token.Issuer, BaseURL: s.baseURL(), DataDir: s.App.DataDir})

@@ -5,11 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/user"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -17,11 +12,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/migrations"
-	"github.com/toppira/authctl/platform/logging"
 )
 
 func newMigrate(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database schema up to date",
 		Long: `Bring the database schema up to date, or undo the last step.
@@ -32,31 +26,29 @@ is one transaction. If no database is named they apply to SQLite in the data fol
 migrates itself.`,
 		Example: `  authctl migrate status
   DATABASE_URL=postgres://auth@localhost/auth authctl migrate up`,
-	}
-	run := func(use, short string, open func(*app, context.Context) error,
-		do func(ctx context.Context, a *app, stdout, stderr io.Writer) error) {
-		cmd.AddCommand(&cobra.Command{
-			Use: use, Short: short, Example: "  authctl migrate " + use,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error {
-					return do(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
-				})
-			},
-		})
-	}
-	run("up", "Run all pending migrations", (*app).connectDatabase,
-		func(ctx context.Context, a *app, w, stderr io.Writer) error {
-			list, err := migrations.Up(ctx, a.db, waiting(stderr))
+	}, newMigrateUp(g), newMigrateStatus(g), newMigrateGrants(g), newMigrateDown(g), newMigrateNew(g))
+}
+
+func newMigrateUp(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: "up", Short: "Run all pending migrations", Example: "  authctl migrate up",
+		RunE: g.onDatabase((*app).connectDatabase, func(ctx context.Context, a *app, _ []string) error {
+			list, err := migrations.Up(ctx, a.db, a.waiting())
 			if len(list) > 0 {
 				a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
 			}
 			if err != nil {
 				return err
 			}
-			return g.printMigrated(w, "applied", "the schema is up to date", list)
-		})
-	run("status", "List the migrations and which have run", (*app).connectExistingDatabase,
-		func(ctx context.Context, a *app, w, _ io.Writer) error {
+			return g.printMigrated(a, "applied", "the schema is up to date", list)
+		}),
+	}
+}
+
+func newMigrateStatus(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "List the migrations and which have run", Example: "  authctl migrate status",
+		RunE: g.onDatabase((*app).connectExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
 			list, err := migrations.Status(ctx, a.db)
 			if err != nil {
 				return err
@@ -72,10 +64,9 @@ migrates itself.`,
 				}
 				rows = append(rows, []string{s.Name, s.Comment, state})
 			}
-			return g.table(w, list, []string{"MIGRATION", "NAME", "STATE"}, rows)
-		})
-	cmd.AddCommand(newMigrateGrants(g), newMigrateDown(g), newMigrateNew(g))
-	return cmd
+			return g.table(a.cmd.OutOrStdout(), list, []string{"MIGRATION", "NAME", "STATE"}, rows)
+		}),
+	}
 }
 
 func newMigrateGrants(g *global) *cobra.Command {
@@ -88,25 +79,23 @@ release serves. It does what deploy/postgres/grants.sql does, in one transaction
 servers notice nothing. deploy/postgres/roles.sql creates the roles, once. If one role does
 everything, there is nothing to grant.`,
 		Example: "  authctl migrate grants",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
-				if err := migrations.Grant(ctx, a.db); errors.Is(err, migrations.ErrBehind) {
-					return fmt.Errorf("%w; run: authctl migrate up", err)
-				} else if err != nil {
-					return err
-				}
-				a.security.Info("roles_granted")
-				return g.tell(cmd.OutOrStdout(), map[string]bool{"granted": true},
-					"authctl_serve and authctl_relay have their rights")
-			})
-		},
+		RunE: g.onDatabase((*app).connectExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
+			if err := migrations.Grant(ctx, a.db); errors.Is(err, migrations.ErrBehind) {
+				return fmt.Errorf("%w; run: authctl migrate up", err)
+			} else if err != nil {
+				return err
+			}
+			a.security.Info("roles_granted")
+			return g.tell(a.cmd.OutOrStdout(), map[string]bool{"granted": true},
+				"authctl_serve and authctl_relay have their rights")
+		}),
 	}
 }
 
-// waiting says on w which process a migration waits for.
-func waiting(w io.Writer) migrations.Option {
+// waiting says which process a migration waits for.
+func (a *app) waiting() migrations.Option {
 	return migrations.Wait(time.Minute, func(who string) {
-		fmt.Fprintf(w, "waiting for another process that is migrating: %s\n", who)
+		fmt.Fprintf(a.cmd.ErrOrStderr(), "waiting for another process that is migrating: %s\n", who)
 	})
 }
 
@@ -121,19 +110,17 @@ needs --yes elsewhere, and does nothing while servers, relays or others use the 
 backup first. Servers of the release that made the schema cannot run afterwards. If the last run was
 that of a newer release, use its binary: this one refuses.`,
 		Example: "  authctl migrate status\n  authctl migrate down",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
-				return g.migrateDown(ctx, cmd, a, &sure, force)
-			})
-		},
+		RunE: g.onDatabase((*app).connectExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
+			return g.migrateDown(ctx, a, &sure, force)
+		}),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "even while others use the database")
 	sure.add(cmd)
 	return cmd
 }
 
-func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, sure *consent, force bool) error {
-	options := []migrations.Option{waiting(cmd.ErrOrStderr())}
+func (g *global) migrateDown(ctx context.Context, a *app, sure *consent, force bool) error {
+	options := []migrations.Option{a.waiting()}
 	if !force {
 		options = append(options, migrations.Alone())
 	}
@@ -143,7 +130,7 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 		return inUse(err)
 	}
 	if len(undo) > 0 {
-		if err := sure.ask(cmd, "this undoes "+count(len(undo), "migration", "migrations")+
+		if err := sure.ask(a.cmd, "this undoes "+count(len(undo), "migration", "migrations")+
 			" on "+a.Database.Describe(a.App.DataDir)+" and destroys "+losses(lost)); err != nil {
 			return err
 		}
@@ -155,7 +142,7 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 	if err != nil { // done twice, it would undo what was migrated before as well
 		return maybeDone(inUse(err), "look at authctl migrate status before you run it again")
 	}
-	return g.printMigrated(cmd.OutOrStdout(), "undone", "there is nothing to undo", list)
+	return g.printMigrated(a, "undone", "there is nothing to undo", list)
 }
 
 // losses lists what a rollback destroys.
@@ -208,67 +195,11 @@ func newMigrateNew(g *global) *cobra.Command {
 	return cmd
 }
 
-func (g *global) printMigrated(w io.Writer, done, nothing string, list []migrations.State) error {
+func (g *global) printMigrated(a *app, done, nothing string, list []migrations.State) error {
 	var lines []string
 	for _, s := range list {
 		lines = append(lines, done+" "+s.Name+" "+s.Comment)
 	}
 	list = append([]migrations.State{}, list...) // none is [] and not null
-	return g.tell(w, list, cmp.Or(strings.Join(lines, "\n"), nothing))
-}
-
-// withApp runs a command on an app after open, and closes it.
-func (g *global) withApp(cmd *cobra.Command, open func(*app, context.Context) error,
-	do func(context.Context, *app) error) error {
-	return g.withSettings(cmd, settings{}, open, do)
-}
-
-// withDatabase is withApp for commands that do not need the secret.
-func (g *global) withDatabase(cmd *cobra.Command, open func(*app, context.Context) error,
-	do func(context.Context, *app) error) error {
-	return g.withSettings(cmd, settings{keyless: true}, open, do)
-}
-
-func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, context.Context) error,
-	do func(context.Context, *app) error) (err error) {
-	if err := g.load(&s, nil); err != nil {
-		return err
-	}
-	a, err := newApp(s, cmd.ErrOrStderr(), true)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, a.Close()) }()
-	// Each log record of the command says who ran it.
-	command := strings.TrimPrefix(cmd.CommandPath(), "authctl ")
-	a.log = a.log.With(zap.String("operator", operator()), zap.String("command", command))
-	if !slices.Contains(longRunning, command) {
-		a.answerWithin = statementTimeout
-	}
-	a.security = logging.Security(a.log)
-	if err := open(a, cmd.Context()); err != nil {
-		return err
-	}
-	return do(cmd.Context(), a)
-}
-
-// statementTimeout is how long a command waits for the answer to one statement. Such a statement takes
-// milliseconds, unless somebody holds a lock that it needs, or the process that runs it hangs.
-const statementTimeout = time.Minute
-
-// longRunning are commands with statements that take long on a large database. They wait as long as the server answers
-// anybody.
-var longRunning = []string{"migrate up", "migrate down", "migrate grants", "restore fence", "user import",
-	"user export", "outbox replay", "outbox tail", "outbox status"}
-
-// operator names the user who runs the process, and the one who used sudo.
-func operator() string {
-	name := strconv.Itoa(os.Getuid()) // in containers, users may have no name
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if by := os.Getenv("SUDO_USER"); by != "" {
-		name += " for " + by
-	}
-	return name
+	return g.tell(a.cmd.OutOrStdout(), list, cmp.Or(strings.Join(lines, "\n"), nothing))
 }

@@ -22,7 +22,7 @@ import (
 )
 
 func newOutbox(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "outbox",
 		Short: "Watch events, send some again, handle refused ones",
 		Long: `Watch events, send some again, and handle refused ones.
@@ -33,10 +33,8 @@ afterwards. An event that is refused for good is parked with the later ones of i
 other users are not affected.`,
 		Example: `  authctl outbox status --watch
   authctl outbox tail --follow`,
-	}
-	cmd.AddCommand(newOutboxStatus(g), newOutboxTail(g), newOutboxReplay(g), newOutboxParked(g), newOutboxTarget(g),
+	}, newOutboxStatus(g), newOutboxTail(g), newOutboxReplay(g), newOutboxParked(g), newOutboxTarget(g),
 		newOutboxTopic(g))
-	return cmd
 }
 
 type statusOptions struct {
@@ -55,14 +53,13 @@ func newOutboxStatus(g *global) *cobra.Command {
 Ctrl-C, as JSON one object a line.`,
 		Example: `  authctl outbox status
   authctl outbox status --watch --every 1s`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		PreRunE: func(*cobra.Command, []string) error {
 			if o.every < 100*time.Millisecond {
 				return misuse{fmt.Errorf("--every is %s; it takes 100ms or more", o.every)}
 			}
-			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				return o.run(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
-			})
+			return nil
 		},
+		RunE: g.onDatabase((*app).openExistingDatabase, o.run),
 	}
 	cmd.Flags().BoolVar(&o.watch, "watch", false, "repeat until Ctrl-C")
 	cmd.Flags().DurationVar(&o.every, "every", o.every, "with --watch: how often")
@@ -78,7 +75,7 @@ type statusReport struct {
 	Deliveries []outbox.DeliveryState `json:"deliveries"`
 }
 
-func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) error {
+func (o *statusOptions) run(ctx context.Context, a *app, _ []string) error {
 	tick := time.NewTicker(o.every)
 	defer tick.Stop()
 	for {
@@ -91,11 +88,11 @@ func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) er
 		case o.watch && ctx.Err() != nil:
 			return nil
 		case o.watch && database.IsUnavailable(err): // who watches wants to see it come back
-			fmt.Fprintln(stderr, harmless(err.Error()))
+			fmt.Fprintln(a.cmd.ErrOrStderr(), harmless(err.Error()))
 		case err != nil:
 			return err
 		default:
-			if err := o.print(w, st, others); err != nil || !o.watch {
+			if err := o.print(a.cmd.OutOrStdout(), st, others); err != nil || !o.watch {
 				return err
 			}
 		}
@@ -271,7 +268,7 @@ As JSON it is one object a line.`,
 				out := bufio.NewWriter(cmd.OutOrStdout())
 				if opt.From > 0 {
 					concerns := func(id int64, _ time.Time) bool { return opt.From < id }
-					if err := a.noteGone(ctx, cmd.ErrOrStderr(), concerns); err != nil {
+					if err := a.noteGone(ctx, concerns); err != nil {
 						return err
 					}
 				}
@@ -359,18 +356,17 @@ affected. Running it again does no harm. The exit code is 1 when no event matche
 func (o *replayOptions) replay(
 	ctx context.Context, a *app, sel outbox.Selection, dryRun bool, progress func(outbox.ReplayResult),
 ) (outbox.ReplayResult, error) {
-	if o.target.isLog() {
-		return outbox.Replay(ctx, a.db, sel, dryRun, progress)
-	}
-	s, err := o.target.find(ctx, a)
-	if err != nil {
+	to, err := o.target.find(ctx, a)
+	switch {
+	case err != nil:
 		return outbox.ReplayResult{}, err
-	}
-	if len(s.Types) == 0 {
+	case to == nil:
+		return outbox.Replay(ctx, a.db, sel, dryRun, progress)
+	case len(to.Types) == 0:
 		return outbox.ReplayResult{}, fmt.Errorf("the target %s gets no events of the log, so none can be sent again",
-			s.Name)
+			to.Name)
 	}
-	return outbox.ReplayTo(ctx, a.db, s, sel, dryRun, progress)
+	return outbox.ReplayTo(ctx, a.db, *to, sel, dryRun, progress)
 }
 
 func (o *replayOptions) run(cmd *cobra.Command) error {
@@ -401,7 +397,7 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		if err != nil {
 			return err
 		}
-		if err := a.noteGone(ctx, cmd.ErrOrStderr(), func(id int64, at time.Time) bool {
+		if err := a.noteGone(ctx, func(id int64, at time.Time) bool {
 			switch {
 			case sel.FromID > 0:
 				return sel.FromID < id
@@ -435,7 +431,7 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		if err := o.print(cmd.OutOrStdout(), sent); err != nil {
 			return err
 		}
-		return a.noteWaits(ctx, cmd.ErrOrStderr(), o.target.name)
+		return a.noteWaits(ctx, o.target.name)
 	})
 }
 
@@ -454,23 +450,14 @@ func (o *replayOptions) nothingChosen(w io.Writer, r outbox.ReplayResult) error 
 }
 
 // noteGone says where what is kept begins, if that matters.
-func (a *app) noteGone(ctx context.Context, w io.Writer, matters func(id int64, at time.Time) bool) error {
+func (a *app) noteGone(ctx context.Context, matters func(id int64, at time.Time) bool) error {
 	id, at, err := outbox.Oldest(ctx, a.db)
 	if err != nil || id == 0 || !matters(id, at) {
 		return err
 	}
-	fmt.Fprintf(w, "events before id %d, of %s, are not kept any more (OUTBOX_RETENTION)\n", id, moment(at))
+	fmt.Fprintf(a.cmd.ErrOrStderr(), "events before id %d, of %s, are not kept any more (OUTBOX_RETENTION)\n", id,
+		moment(at))
 	return nil
-}
-
-// noteNoRelay says that what was put back for the log waits.
-func (a *app) noteNoRelay(ctx context.Context, w io.Writer) error {
-	relays, err := outbox.LivingRelays(ctx, a.db)
-	if err == nil && len(relays) == 0 {
-		fmt.Fprintln(w, "no relay runs: what waits is sent once authctl relay does, or authctl serve with "+
-			"OUTBOX_RELAY=inline")
-	}
-	return err
 }
 
 // replayReport is a replay, or what one would do.
@@ -496,7 +483,7 @@ func (o *replayOptions) print(w io.Writer, r outbox.ReplayResult) error {
 }
 
 func newOutboxParked(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "parked",
 		Short: "Handle events that were refused for good",
 		Long: `Handle events that were refused for good, such as one larger than the topic allows. Such an
@@ -506,9 +493,7 @@ it. They wait until you decide: retry sends them again, discard gives the refuse
 A key is parked for one target, and the others get its events. A webhook's key is also parked when
 an event was not acknowledged for OUTBOX_WEBHOOK_RETRY_FOR.`,
 		Example: "  authctl outbox parked list",
-	}
-	cmd.AddCommand(newParkedList(g), newParkedShow(g), newParkedRetry(g), newParkedDiscard(g))
-	return cmd
+	}, newParkedList(g), newParkedShow(g), newParkedRetry(g), newParkedDiscard(g))
 }
 
 func newParkedList(g *global) *cobra.Command {
@@ -521,35 +506,42 @@ func newParkedList(g *global) *cobra.Command {
 and mail, which are tried again by themselves.`,
 		Example: `  authctl outbox parked list
   authctl outbox parked list --target mail --all`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				list, err := target.listParked(ctx, a, all)
-				if err != nil {
-					return err
+		RunE: g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
+			list, err := target.listParked(ctx, a, all)
+			if err != nil {
+				return err
+			}
+			w := a.cmd.OutOrStdout()
+			if len(list) == 0 {
+				return g.tell(w, list, "no key is parked")
+			}
+			var rows [][]string
+			for _, k := range list {
+				since := moment(k.ParkedAt)
+				if k.ParkedAt.IsZero() {
+					since = "tried again " + whenAgain(k)
 				}
-				w := cmd.OutOrStdout()
-				if len(list) == 0 {
-					return g.tell(w, list, "no key is parked")
-				}
-				var rows [][]string
-				for _, k := range list {
-					rows = append(rows, parkedRow(k))
-				}
-				return g.table(w, list, []string{"KEY", "TARGET", "EVENTS", "REFUSED", "TYPE", "SINCE", "ERROR"}, rows)
-			})
-		},
+				rows = append(rows, []string{k.Key, cmp.Or(k.Target, logTarget), fmt.Sprint(k.Events), fmt.Sprint(k.ID),
+					k.Type, since, k.Error})
+			}
+			return g.table(w, list, []string{"KEY", "TARGET", "EVENTS", "REFUSED", "TYPE", "SINCE", "ERROR"}, rows)
+		}),
 	}
 	target.add(cmd, "", "only of this target: log, or a name of authctl outbox target list")
 	cmd.Flags().BoolVar(&all, "all", false, "also keys that are tried again by themselves")
 	return cmd
 }
 
-// onParked runs a command on a parked key.
+// onParked makes what cobra runs for a command on a parked key, which is its argument. The target is nil for the log.
 func (g *global) onParked(
-	cmd *cobra.Command, key string, target *chosenTarget, do func(ctx context.Context, a *app) error,
-) error {
-	return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-		err := do(ctx, a)
+	target *chosenTarget, do func(ctx context.Context, a *app, to *outbox.Subscription, key string) error,
+) runE {
+	return g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, args []string) error {
+		key := strings.Join(args, "") // one, or none with --all
+		to, err := target.find(ctx, a)
+		if err == nil {
+			err = do(ctx, a, to, key)
+		}
 		if errors.Is(err, outbox.ErrNotParked) {
 			return target.notParked(ctx, a, key)
 		}
@@ -593,21 +585,24 @@ func newParkedShow(g *global) *cobra.Command {
 		Short:   "Show the waiting events of a parked key, the refused one first",
 		Example: pasteParked("authctl outbox parked show"),
 		Args:    oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onParked(cmd, args[0], &target, func(ctx context.Context, a *app) error {
-				list, err := target.events(ctx, a, args[0])
-				if err != nil {
+		RunE: g.onParked(&target, func(ctx context.Context, a *app, to *outbox.Subscription, key string) (err error) {
+			var list []outbox.Record
+			if to == nil {
+				list, err = outbox.ParkedEvents(ctx, a.db, key)
+			} else {
+				list, err = outbox.HeldEvents(ctx, a.db, *to, key)
+			}
+			if err != nil {
+				return err
+			}
+			out := bufio.NewWriter(a.cmd.OutOrStdout())
+			for _, r := range list {
+				if err := g.printEvent(out, reportEvent(r, "parked")); err != nil {
 					return err
 				}
-				out := bufio.NewWriter(cmd.OutOrStdout())
-				for _, r := range list {
-					if err := g.printEvent(out, reportEvent(r, "parked")); err != nil {
-						return err
-					}
-				}
-				return out.Flush()
-			})
-		},
+			}
+			return out.Flush()
+		}),
 	}
 	target.add(cmd, logTarget, "of this target")
 	return cmd
@@ -636,22 +631,23 @@ receiver was away for longer than OUTBOX_WEBHOOK_RETRY_FOR.`,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if all {
-				return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-					return target.retryAll(ctx, g, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
-				})
+		RunE: g.onParked(&target, func(ctx context.Context, a *app, to *outbox.Subscription, key string) (err error) {
+			var n int64
+			switch {
+			case all: // not of the log
+				return g.retryAll(ctx, a, *to)
+			case to == nil:
+				n, err = outbox.RetryParked(ctx, a.db, key)
+			default:
+				n, err = outbox.RetryHeld(ctx, a.db, *to, key)
 			}
-			return g.onParked(cmd, args[0], &target, func(ctx context.Context, a *app) error {
-				n, err := target.retry(ctx, a, args[0])
-				if err != nil {
-					return err
-				}
-				a.security.Info("parked_events_retried", zap.String("target", target.name), zap.String("key", args[0]),
-					zap.Int64("events", n))
-				return g.tellUnparked(ctx, a, cmd, target, args[0], n, "")
-			})
-		},
+			if err != nil {
+				return err
+			}
+			a.security.Info("parked_events_retried", zap.String("target", target.name), zap.String("key", key),
+				zap.Int64("events", n))
+			return g.tellUnparked(ctx, a, target, key, n, "")
+		}),
 	}
 	target.add(cmd, logTarget, "of this target")
 	cmd.Flags().BoolVar(&all, "all", false, "every parked key of the target")
@@ -673,27 +669,33 @@ not overtake it. If one of them is refused too, the key is parked again, and you
 In a script give --event as well: run twice, it then gives up no second event.`,
 		Example: pasteParked("authctl outbox parked discard --yes"),
 		Args:    oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
 			if !yes {
 				return misuse{errors.New("consumers will never see the event: say --yes if you mean it")}
 			}
 			if cmd.Flags().Changed("event") && event < 1 { // 0 would mean whichever is refused
 				return misuse{errors.New("--event is the id of an event, which is 1 or more")}
 			}
-			return g.onParked(cmd, args[0], &target, func(ctx context.Context, a *app) error {
-				n, err := target.discard(ctx, a, args[0], event)
-				if errors.Is(err, outbox.ErrOtherRefused) {
-					return fmt.Errorf("event %d of the key %q is not the refused one, and nothing was done; see: "+
-						"authctl outbox parked list", event, args[0])
-				}
-				if err != nil { // done twice, it would give up the key's next event if that is refused as well
-					return maybeDone(err, "look at authctl outbox parked list before you run it again")
-				}
-				a.security.Warn("parked_event_discarded", zap.String("target", target.name), zap.String("key", args[0]),
-					zap.Int64("events", n))
-				return g.tellUnparked(ctx, a, cmd, target, args[0], n, "the refused event is given up; ")
-			})
+			return nil
 		},
+		RunE: g.onParked(&target, func(ctx context.Context, a *app, to *outbox.Subscription, key string) (err error) {
+			var n int64
+			if to == nil {
+				n, err = outbox.DiscardParked(ctx, a.db, key, event)
+			} else {
+				n, err = outbox.DiscardHeld(ctx, a.db, *to, key, event)
+			}
+			if errors.Is(err, outbox.ErrOtherRefused) {
+				return fmt.Errorf("event %d of the key %q is not the refused one, and nothing was done; see: "+
+					"authctl outbox parked list", event, key)
+			}
+			if err != nil { // done twice, it would give up the key's next event if that is refused as well
+				return maybeDone(err, "look at authctl outbox parked list before you run it again")
+			}
+			a.security.Warn("parked_event_discarded", zap.String("target", target.name), zap.String("key", key),
+				zap.Int64("events", n))
+			return g.tellUnparked(ctx, a, target, key, n, "the refused event is given up; ")
+		}),
 	}
 	target.add(cmd, logTarget, "of this target")
 	cmd.Flags().BoolVar(&yes, "yes", false, "discard the event")
@@ -703,12 +705,12 @@ In a script give --event as well: run twice, it then gives up no second event.`,
 
 // tellUnparked says that n events of a key will be sent, and what keeps them from it.
 func (g *global) tellUnparked(
-	ctx context.Context, a *app, cmd *cobra.Command, target chosenTarget, key string, n int64, first string,
+	ctx context.Context, a *app, target chosenTarget, key string, n int64, first string,
 ) error {
-	err := g.tell(cmd.OutOrStdout(), map[string]any{"key": key, "enqueued": n},
+	err := g.tell(a.cmd.OutOrStdout(), map[string]any{"key": key, "enqueued": n},
 		fmt.Sprintf("%s%s of %s will be sent", first, count(int(n), "event", "events"), key))
 	if err != nil || n == 0 {
 		return err
 	}
-	return a.noteWaits(ctx, cmd.ErrOrStderr(), target.name)
+	return a.noteWaits(ctx, target.name)
 }

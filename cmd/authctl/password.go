@@ -10,13 +10,11 @@ import (
 )
 
 func newPassword(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:     "password",
 		Short:   "Choose how expensive password hashes are",
 		Example: "  authctl password calibrate",
-	}
-	cmd.AddCommand(newPasswordCalibrate(g))
-	return cmd
+	}, newPasswordCalibrate(g))
 }
 
 func newPasswordCalibrate(g *global) *cobra.Command {

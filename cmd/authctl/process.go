@@ -10,6 +10,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/tracing"
 	"github.com/toppira/authctl/platform/tuning"
 )
 
@@ -32,9 +33,10 @@ func untilStopped(
 	defer a.onHangup(hangup)()
 	build := buildInfo()
 	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
-	if err := a.openTracer(ctx, build.Version); err != nil {
+	if a.tracer, err = tracing.Open(ctx, build.Version, a.log); err != nil {
 		return err
 	}
+	a.closers = append(a.closers, a.tracer.Close)
 	return run(a)
 }
 

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,11 +43,7 @@ it finishes the batches in flight, releases its leases and stops.`,
 }
 
 func (g *global) relay(ctx context.Context, stderr io.Writer) error {
-	load := func() (settings, error) {
-		s := settings{keyless: true}
-		err := g.load(&s, nil)
-		return s, err
-	}
+	load := func() (settings, error) { return g.load(settings{keyless: true}, nil) }
 	return untilStopped(ctx, stderr, load, func(a *app) error { return a.relay(ctx, stderr) })
 }
 
@@ -102,18 +96,10 @@ func (a *app) greetRelay(w io.Writer, operator string) {
 		zap.String("version", version()))
 	a.logRemarks()
 	a.warnLocalEvents()
-	if a.App.prod() {
-		return
+	if !a.App.prod() {
+		printStart(w, "relaying", operator, [][]string{{"  Database", a.Database.Describe(a.App.DataDir)},
+			{"  Events", a.describeEvents()}, {"  Mail", a.describeMail()}})
 	}
-	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(tw, "\nauthctl %s is relaying.\n\n", version())
-	fmt.Fprintf(tw, "  Database\t%s\n  Events\t%s\n  Mail\t%s\n", a.Database.Describe(a.App.DataDir),
-		a.describeEvents(), a.describeMail())
-	if operator != "" {
-		fmt.Fprintf(tw, "  Operators\thttp://%s/metrics\n", operator)
-	}
-	fmt.Fprint(tw, "\n")
-	_ = tw.Flush()
 }
 
 // relayInline runs the relay inside serve. What ends it is for a person to resolve, and no

@@ -19,16 +19,14 @@ import (
 )
 
 func newRestore(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "restore",
 		Short: "Make a database that was restored from a backup safe to serve",
 		Long: `Make a database that was restored from a backup safe to serve. A backup is restored with the
 tools of the database, as docs/operations.md explains under Backups. Then comes authctl restore
 fence, before any server starts.`,
 		Example: "  authctl restore fence --dry-run\n  authctl restore fence",
-	}
-	cmd.AddCommand(newRestoreFence(g))
-	return cmd
+	}, newRestoreFence(g))
 }
 
 type fenceOptions struct {

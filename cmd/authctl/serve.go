@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,7 +61,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 		if o.port != "" {
 			flags["app.port"] = o.port
 		}
-		s, err := o.loadSettings(flags)
+		s, err := o.load(settings{}, flags)
 		if err == nil {
 			err = s.checkServed()
 		}
@@ -231,22 +230,23 @@ func (a *app) greet(w io.Writer, addr net.Addr, operator string) {
 		return
 	}
 	base := fmt.Sprintf("http://localhost:%d", port)
-	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(tw, "\nauthctl %s is serving.\n\n", version())
-	for _, line := range a.describe() {
-		fmt.Fprintf(tw, "  %s\t%s\n", line[0], line[1])
-	}
-	fmt.Fprintf(tw, "  API\t%s/api/v1/auth\n  Swagger\t%s/docs/swagger/index.html\n", base, base)
-	if operator != "" {
-		fmt.Fprintf(tw, "  Operators\thttp://%s/metrics\n", operator)
-	}
-	_ = tw.Flush()
-	fmt.Fprintf(w, `
-Try:
+	printStart(w, "serving", operator, append(a.describe(), []string{"  API", base + "/api/v1/auth"},
+		[]string{"  Swagger", base + "/docs/swagger/index.html"}))
+	fmt.Fprintf(w, `Try:
   curl -s %s/api/v1/auth/register -H 'Content-Type: application/json' \
     -d '{"username":"alice","password":"correct horse battery staple"}'
 
 `, base)
+}
+
+// printStart says for a person what the process does, and with what.
+func printStart(w io.Writer, doing, operator string, rows [][]string) {
+	if operator != "" {
+		rows = append(rows, []string{"  Operators", "http://" + operator + "/metrics"})
+	}
+	fmt.Fprintf(w, "\nauthctl %s is %s.\n\n", version(), doing)
+	_ = printAligned(w, rows)
+	fmt.Fprintln(w)
 }
 
 // adviceWhiteSpace is for a secret that earlier versions used with the white space around it.

@@ -14,7 +14,7 @@ import (
 )
 
 func newSession(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "session",
 		Short: "List and end device sessions",
 		Long: `List and end device sessions. A session is one sign-in on one device. Once it has ended, every
@@ -22,9 +22,7 @@ server refuses its refresh token and its access tokens; services that verify acc
 themselves learn of it from /oauth2/revocations or the events.`,
 		Example: `  authctl session list --user alice
   authctl session revoke --ip 203.0.113.0/24 --dry-run`,
-	}
-	cmd.AddCommand(newSessionList(g), newSessionRevoke(g))
-	return cmd
+	}, newSessionList(g), newSessionRevoke(g))
 }
 
 // sessionFlags choose sessions. A session must match all the given flags.
@@ -132,8 +130,6 @@ type sessionReport struct {
 	ExpiresAt  time.Time `json:"expires_at"`
 }
 
-var sessionHeading = []string{"ID", "USER", "DEVICE", "IP", "LAST USED", "EXPIRES"}
-
 func describeSession(s auth.Session) (sessionReport, []string) {
 	return sessionReport{
 			ID: s.ID, UserID: s.UserID, Username: s.Username, DeviceName: s.DeviceName, UserAgent: s.UserAgent,
@@ -165,7 +161,8 @@ As JSON it is an array with one element a line, written as a stream.`,
 }
 
 func (g *global) listSessions(cmd *cobra.Command, svc *auth.Service, filter auth.SessionFilter) error {
-	return g.stream(cmd.OutOrStdout(), sessionHeading, func(print func(v any, row []string) error) error {
+	heading := []string{"ID", "USER", "DEVICE", "IP", "LAST USED", "EXPIRES"}
+	return g.stream(cmd.OutOrStdout(), heading, func(print func(v any, row []string) error) error {
 		return svc.FindSessions(cmd.Context(), filter, func(s auth.Session) error { return print(describeSession(s)) })
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net"
@@ -128,26 +129,20 @@ func (s *settings) checkServed() error {
 	return faults
 }
 
-// loadSettings reads every layer. flags are settings given as flags of the command.
-func (g *global) loadSettings(flags map[string]string) (settings, error) {
-	var s settings
-	err := g.load(&s, flags)
-	return s, err
-}
-
-func (g *global) load(s *settings, flags map[string]string) error {
+// load reads every layer. s says whether a secret is needed, and flags are settings given as flags of the command.
+func (g *global) load(s settings, flags map[string]string) (settings, error) {
 	override := make(map[string]string, len(g.set)+len(flags))
 	for _, pair := range g.set {
 		path, value, found := strings.Cut(pair, "=")
 		if !found {
-			return misuse{fmt.Errorf("--set %s: it takes key=value, such as app.port=8081", pair)}
+			return s, misuse{fmt.Errorf("--set %s: it takes key=value, such as app.port=8081", pair)}
 		}
 		override[path] = value
 	}
 	maps.Copy(override, flags)
 	var remarks []config.Remark
 	var untrimmed []config.Secret
-	err := config.Load(s, config.Options{
+	err := config.Load(&s, config.Options{
 		File: g.configFile, Environ: os.Environ(), DotEnv: ".env", Override: override,
 		Removed: removedSettings(),
 		Remark:  func(r config.Remark) { remarks = append(remarks, r) },
@@ -160,12 +155,12 @@ func (g *global) load(s *settings, flags map[string]string) error {
 	s.remarks, s.Auth.Token.Untrimmed = remarks, untrimmed
 	faults, _ := errors.AsType[config.Faults](err)
 	if slices.ContainsFunc(faults, func(f config.Fault) bool { return f.Source == "flag" }) {
-		return misuse{err}
+		return s, misuse{err}
 	}
 	if len(faults) > 0 {
-		return withRemarks(err, remarks)
+		return s, withRemarks(err, remarks)
 	}
-	return err
+	return s, err
 }
 
 // withRemarks adds to the faults of the settings the remarks that may explain them, such as a
@@ -211,24 +206,19 @@ func (s *settings) ensureSecret(mayMake bool) (own bool, err error) {
 	return true, nil
 }
 
-// makeSecret creates a secret file. It appears complete or not at all, and the first one stays, so
-// that processes that start at the same time use the same one.
+// makeSecret creates a secret file. The first one stays, so that processes that start at the same time use the
+// same one.
 func makeSecret(path string) ([]byte, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	secret := make([]byte, 48)
-	_, _ = rand.Read(secret)                                 // never fails
-	f, err := os.CreateTemp(filepath.Dir(path), ".secret-*") // mode 0600
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.WriteString(base64.StdEncoding.EncodeToString(secret) + "\n")
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, err
-	}
-	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+	_, _ = rand.Read(secret) // never fails
+	err := writePrivately(path, os.Link, func(w io.Writer) error {
+		_, err := fmt.Fprintln(w, base64.StdEncoding.EncodeToString(secret))
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	return os.ReadFile(path)

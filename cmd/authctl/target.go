@@ -5,15 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/sink"
 )
 
 func newOutboxTarget(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "target",
 		Short: "Show and change where events go",
 		Long: `Show and change where events go: to the log, which is Kafka or a file, and to further targets
@@ -23,11 +24,9 @@ The first relay of a database records its target there: the Kafka cluster and to
 file. From then on relays with settings for another target are refused, because their events
 would be missing in the right place. Other addresses of the same cluster are the same target.`,
 		Example: "  authctl outbox target show",
-	}
-	cmd.AddCommand(newTargetShow(g), newTargetList(g), newTargetSet(g),
+	}, newTargetShow(g), newTargetList(g), newTargetSet(g),
 		newTargetPause(g), newTargetResume(g), newTargetRemove(g),
 		newTargetAdd(g), newTargetRotateSecret(g), newTargetTest(g))
-	return cmd
 }
 
 // describeTarget is a target on one line.
@@ -63,30 +62,28 @@ what waits for it.`,
 		Example: `  authctl outbox target show
   authctl outbox target show mail`,
 		Args: oneArgumentOrNone,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				if len(args) == 1 && args[0] != logTarget {
-					return g.showDelivery(ctx, a, cmd.OutOrStdout(), args[0])
-				}
-				list, err := outbox.Targets(ctx, a.db)
-				if err != nil {
-					return err
-				}
-				t := outbox.State{Targets: list}.Target()
-				if t == nil {
-					return errors.New("the outbox has no target yet: the first relay records its own; " +
-						"or name it now with: authctl outbox target set")
-				}
-				rows := [][]string{{"target", t.Name}, {"partitions", "not reached yet"}, {"since", moment(t.Since)}}
-				if t.Partitions > 0 {
-					rows[1][1] = fmt.Sprint(t.Partitions)
-				}
-				if t.Identity != "" {
-					rows = append(rows, []string{"identity", describeIdentity(*t)})
-				}
-				return g.pairs(cmd.OutOrStdout(), t, rows)
-			})
-		},
+		RunE: g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, args []string) error {
+			if len(args) == 1 && args[0] != logTarget {
+				return g.showDelivery(ctx, a, args[0])
+			}
+			list, err := outbox.Targets(ctx, a.db)
+			if err != nil {
+				return err
+			}
+			t := outbox.State{Targets: list}.Target()
+			if t == nil {
+				return errors.New("the outbox has no target yet: the first relay records its own; " +
+					"or name it now with: authctl outbox target set")
+			}
+			rows := [][]string{{"target", t.Name}, {"partitions", "not reached yet"}, {"since", moment(t.Since)}}
+			if t.Partitions > 0 {
+				rows[1][1] = fmt.Sprint(t.Partitions)
+			}
+			if t.Identity != "" {
+				rows = append(rows, []string{"identity", describeIdentity(*t)})
+			}
+			return g.pairs(a.cmd.OutOrStdout(), t, rows)
+		}),
 	}
 }
 
@@ -95,47 +92,49 @@ func newTargetList(g *global) *cobra.Command {
 		Use:     "list",
 		Short:   "List all targets, including former ones of the log",
 		Example: "  authctl outbox target list",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				list, err := outbox.Targets(ctx, a.db)
-				if err != nil {
-					return err
-				}
-				others, err := outbox.Subscriptions(ctx, a.db)
-				if err != nil {
-					return err
-				}
-				w := cmd.OutOrStdout()
-				if g.output == "json" {
-					all := []any{}
-					for _, t := range list {
-						all = append(all, reportLog(t))
-					}
-					for _, s := range others {
-						all = append(all, s)
-					}
-					return printJSON(w, all)
-				}
-				if len(list) == 0 {
-					fmt.Fprintln(w, "the outbox has no target yet for the log: the first relay records its own")
-				}
-				var rows [][]string
+		RunE: g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
+			list, err := outbox.Targets(ctx, a.db)
+			if err != nil {
+				return err
+			}
+			others, err := outbox.Subscriptions(ctx, a.db)
+			if err != nil {
+				return err
+			}
+			w := a.cmd.OutOrStdout()
+			if g.output == "json" {
+				all := []any{}
 				for _, t := range list {
-					partitions, identity := "-", "-"
-					if t.Partitions > 0 {
-						partitions = fmt.Sprint(t.Partitions)
-					}
-					if t.Identity != "" {
-						identity = describeIdentity(t)
-					}
-					rows = append(rows, []string{t.Name, t.State, partitions, moment(t.Since), identity})
+					kind, _, _ := strings.Cut(t.Name, ":") // kafka or file
+					all = append(all, struct {
+						Kind string `json:"kind"`
+						outbox.Target
+					}{kind, t})
 				}
 				for _, s := range others {
-					rows = append(rows, []string{s.Name, s.State, "-", moment(s.Since), describeWants(s)})
+					all = append(all, s)
 				}
-				return printTable(w, []string{"TARGET", "STATE", "PARTITIONS", "SINCE", "DETAILS"}, rows)
-			})
-		},
+				return printJSON(w, all)
+			}
+			if len(list) == 0 {
+				fmt.Fprintln(w, "the outbox has no target yet for the log: the first relay records its own")
+			}
+			var rows [][]string
+			for _, t := range list {
+				partitions, identity := "-", "-"
+				if t.Partitions > 0 {
+					partitions = fmt.Sprint(t.Partitions)
+				}
+				if t.Identity != "" {
+					identity = describeIdentity(t)
+				}
+				rows = append(rows, []string{t.Name, t.State, partitions, moment(t.Since), identity})
+			}
+			for _, s := range others {
+				rows = append(rows, []string{s.Name, s.State, "-", moment(s.Since), describeWants(s)})
+			}
+			return printTable(w, []string{"TARGET", "STATE", "PARTITIONS", "SINCE", "DETAILS"}, rows)
+		}),
 	}
 }
 
@@ -151,17 +150,15 @@ again; authctl outbox replay does that.
 It is refused while relays run: stop them, change the target, and start them with the new
 settings. Without --yes it says what would happen, changes nothing and exits with 2.`,
 		Example: `  KAFKA_BROKERS=localhost:9092 authctl outbox target set --yes`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				return g.setTarget(ctx, a, cmd.OutOrStdout(), yes)
-			})
-		},
+		RunE: g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
+			return g.setTarget(ctx, a, yes)
+		}),
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "publish there")
 	return cmd
 }
 
-func (g *global) setTarget(ctx context.Context, a *app, w io.Writer, yes bool) error {
+func (g *global) setTarget(ctx context.Context, a *app, yes bool) error {
 	to, err := a.askTarget(ctx)
 	if err != nil {
 		return err
@@ -175,7 +172,7 @@ func (g *global) setTarget(ctx context.Context, a *app, w io.Writer, yes bool) e
 	if err != nil {
 		return err
 	}
-	if err := g.printTargetChange(w, change, yes); err != nil {
+	if err := g.printTargetChange(a.cmd.OutOrStdout(), change, yes); err != nil {
 		return err
 	}
 	if change.Changed && !yes {
@@ -194,17 +191,13 @@ func (a *app) askTarget(ctx context.Context) (t outbox.Target, err error) {
 		t.Identity, t.Partitions = *identity, 1
 		return t, nil
 	}
-	kafka, err := a.openKafka()
-	if err != nil {
-		return t, err
-	}
-	defer func() { err = errors.Join(err, kafka.Close()) }()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if t.Identity, err = kafka.Identity(ctx); err == nil {
-		t.Partitions, err = kafka.Partitions(ctx)
-	}
-	return t, a.kafkaInWords(askedKafka(err))
+	err = a.withKafka(ctx, func(ctx context.Context, kafka *sink.Kafka) (err error) {
+		if t.Identity, err = kafka.Identity(ctx); err == nil {
+			t.Partitions, err = kafka.Partitions(ctx)
+		}
+		return askedKafka(err)
+	})
+	return t, err
 }
 
 // makeTarget makes a file that is to be the target, or says now that it cannot be.

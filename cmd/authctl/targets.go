@@ -1,11 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -28,13 +26,16 @@ func (c *chosenTarget) add(cmd *cobra.Command, value, usage string) {
 
 func (c *chosenTarget) isLog() bool { return c.name == logTarget }
 
-// find returns the target, which is not the log.
-func (c *chosenTarget) find(ctx context.Context, a *app) (outbox.Subscription, error) {
+// find returns the target, or nil for the log.
+func (c *chosenTarget) find(ctx context.Context, a *app) (*outbox.Subscription, error) {
+	if c.isLog() {
+		return nil, nil
+	}
 	s, err := outbox.FindSubscription(ctx, a.db, c.name)
 	if errors.Is(err, outbox.ErrNoTarget) {
-		return s, unknownTarget(c.name)
+		err = unknownTarget(c.name)
 	}
-	return s, err
+	return &s, err
 }
 
 func unknownTarget(name string) error {
@@ -56,9 +57,15 @@ func (a *app) deliveries(ctx context.Context) ([]outbox.DeliveryState, error) {
 }
 
 // noteWaits says why a target gets nothing yet of what was just put back for it.
-func (a *app) noteWaits(ctx context.Context, w io.Writer, name string) error {
+func (a *app) noteWaits(ctx context.Context, name string) error {
+	w := a.cmd.ErrOrStderr()
 	if name == logTarget {
-		return a.noteNoRelay(ctx, w)
+		relays, err := outbox.LivingRelays(ctx, a.db)
+		if err == nil && len(relays) == 0 {
+			fmt.Fprintln(w, "no relay runs: what waits is sent once authctl relay does, or authctl serve with "+
+				"OUTBOX_RELAY=inline")
+		}
+		return err
 	}
 	s, err := outbox.FindSubscription(ctx, a.db, name)
 	if err != nil {
@@ -133,18 +140,7 @@ func describeWants(s outbox.Subscription) string {
 	return text
 }
 
-// logReport is the log's target in a list of all.
-type logReport struct {
-	Kind string `json:"kind"` // kafka or file
-	outbox.Target
-}
-
-func reportLog(t outbox.Target) logReport {
-	kind, _, _ := strings.Cut(t.Name, ":")
-	return logReport{Kind: kind, Target: t}
-}
-
-func (g *global) showDelivery(ctx context.Context, a *app, w io.Writer, name string) error {
+func (g *global) showDelivery(ctx context.Context, a *app, name string) error {
 	list, err := outbox.Deliveries(ctx, a.db)
 	if err != nil {
 		return err
@@ -160,24 +156,20 @@ func (g *global) showDelivery(ctx context.Context, a *app, w io.Writer, name str
 		if t.URL != "" {
 			rows = append(rows, []string{"url", t.URL})
 		}
-		return g.pairs(w, t, append(rows, []string{"waiting", describeDelivery(t)}))
+		return g.pairs(a.cmd.OutOrStdout(), t, append(rows, []string{"waiting", describeDelivery(t)}))
 	}
 	return unknownTarget(name)
 }
 
-// onTarget runs a command on a target besides the log.
-func (g *global) onTarget(cmd *cobra.Command, name string, do func(ctx context.Context, a *app) error) error {
-	return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-		err := do(ctx, a)
+// onTarget makes what cobra runs for a command on a target besides the log.
+func (g *global) onTarget(do func(ctx context.Context, a *app, name string) error) runE {
+	return g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, args []string) error {
+		err := do(ctx, a, args[0])
 		if errors.Is(err, outbox.ErrNoTarget) {
-			return unknownTarget(name)
+			return unknownTarget(args[0])
 		}
 		return err
 	})
-}
-
-func (g *global) printTarget(w io.Writer, name, state, text string) error {
-	return g.tell(w, map[string]any{"name": name, "state": state}, text)
 }
 
 func newTargetPause(g *global) *cobra.Command {
@@ -188,16 +180,14 @@ func newTargetPause(g *global) *cobra.Command {
 long as it is paused, also past OUTBOX_RETENTION. Attempts under way end.`,
 		Example: "  authctl outbox target pause mail",
 		Args:    oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onTarget(cmd, args[0], func(ctx context.Context, a *app) error {
-				if err := outbox.PauseTarget(ctx, a.db, args[0], "an operator paused it"); err != nil {
-					return err
-				}
-				a.security.Info("target_paused", zap.String("target", args[0]))
-				return g.printTarget(cmd.OutOrStdout(), args[0], "paused", "nothing is sent to "+args[0]+
-					" until it is resumed; its events wait")
-			})
-		},
+		RunE: g.onTarget(func(ctx context.Context, a *app, name string) error {
+			if err := outbox.PauseTarget(ctx, a.db, name, "an operator paused it"); err != nil {
+				return err
+			}
+			a.security.Info("target_paused", zap.String("target", name))
+			return g.tell(a.cmd.OutOrStdout(), map[string]any{"name": name, "state": "paused"},
+				"nothing is sent to "+name+" until it is resumed; its events wait")
+		}),
 	}
 }
 
@@ -209,19 +199,17 @@ func newTargetResume(g *global) *cobra.Command {
 before are tried at once.`,
 		Example: "  authctl outbox target resume mail",
 		Args:    oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onTarget(cmd, args[0], func(ctx context.Context, a *app) error {
-				if err := outbox.ResumeTarget(ctx, a.db, args[0]); err != nil {
-					return err
-				}
-				a.security.Info("target_resumed", zap.String("target", args[0]))
-				err := g.printTarget(cmd.OutOrStdout(), args[0], "active", "events are sent to "+args[0]+" again")
-				if err != nil {
-					return err
-				}
-				return a.noteWaits(ctx, cmd.ErrOrStderr(), args[0])
-			})
-		},
+		RunE: g.onTarget(func(ctx context.Context, a *app, name string) error {
+			if err := outbox.ResumeTarget(ctx, a.db, name); err != nil {
+				return err
+			}
+			a.security.Info("target_resumed", zap.String("target", name))
+			if err := g.tell(a.cmd.OutOrStdout(), map[string]any{"name": name, "state": "active"},
+				"events are sent to "+name+" again"); err != nil {
+				return err
+			}
+			return a.noteWaits(ctx, name)
+		}),
 	}
 }
 
@@ -235,28 +223,25 @@ authctl outbox replay can send them to a new webhook until OUTBOX_RETENTION is o
 		Example: "  authctl outbox target list -o json | jq -r '.[] | select(.kind == \"webhook\").name' | xargs -n1 " +
 			"authctl outbox target remove --yes",
 		Args: oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onTarget(cmd, args[0], func(ctx context.Context, a *app) error {
-				s, err := outbox.FindSubscription(ctx, a.db, args[0])
-				if err != nil {
-					return err
-				}
-				if s.Kind != outbox.KindWebhook {
-					return fmt.Errorf("%w: authctl outbox target pause %s", outbox.ErrBuiltIn, s.Name)
-				}
-				if err := agreed.ask(cmd, fmt.Sprintf("events that wait for %s will not be sent to it",
-					s.Name)); err != nil {
-					return err
-				}
-				return g.removeTarget(ctx, a, cmd.OutOrStdout(), s.Name)
-			})
-		},
+		RunE: g.onTarget(func(ctx context.Context, a *app, name string) error {
+			s, err := outbox.FindSubscription(ctx, a.db, name)
+			if err != nil {
+				return err
+			}
+			if s.Kind != outbox.KindWebhook {
+				return fmt.Errorf("%w: authctl outbox target pause %s", outbox.ErrBuiltIn, s.Name)
+			}
+			if err := agreed.ask(a.cmd, "events that wait for "+name+" will not be sent to it"); err != nil {
+				return err
+			}
+			return g.removeTarget(ctx, a, name)
+		}),
 	}
 	agreed.add(cmd)
 	return cmd
 }
 
-func (g *global) removeTarget(ctx context.Context, a *app, w io.Writer, name string) error {
+func (g *global) removeTarget(ctx context.Context, a *app, name string) error {
 	res, err := outbox.RemoveTarget(ctx, a.db, name, 10*time.Second)
 	if res.State == "removed" {
 		a.security.Warn("target_removed", zap.String("target", name), zap.Int64("events", res.Deleted))
@@ -271,7 +256,7 @@ func (g *global) removeTarget(ctx context.Context, a *app, w io.Writer, name str
 	if res.Left {
 		text += "; a transaction from before is still open, and relays delete what it adds"
 	}
-	return g.tell(w, res, text)
+	return g.tell(a.cmd.OutOrStdout(), res, text)
 }
 
 // listParked lists the parked keys of the log and of the other targets, or of one.
@@ -312,15 +297,6 @@ func (c *chosenTarget) listParked(ctx context.Context, a *app, all bool) ([]outb
 	return list, nil
 }
 
-// parkedRow is a parked key in a table.
-func parkedRow(k outbox.ParkedKey) []string {
-	since := moment(k.ParkedAt)
-	if k.ParkedAt.IsZero() {
-		since = "tried again " + whenAgain(k)
-	}
-	return []string{k.Key, cmp.Or(k.Target, logTarget), fmt.Sprint(k.Events), fmt.Sprint(k.ID), k.Type, since, k.Error}
-}
-
 // whenAgain says when a held key is tried again.
 func whenAgain(k outbox.ParkedKey) string {
 	if k.NextAt.IsZero() { // at once, or when its target is resumed
@@ -329,48 +305,8 @@ func whenAgain(k outbox.ParkedKey) string {
 	return "at " + moment(k.NextAt)
 }
 
-// events returns what waits with a parked key.
-func (c *chosenTarget) events(ctx context.Context, a *app, key string) ([]outbox.Record, error) {
-	if c.isLog() {
-		return outbox.ParkedEvents(ctx, a.db, key)
-	}
-	s, err := c.find(ctx, a)
-	if err != nil {
-		return nil, err
-	}
-	return outbox.HeldEvents(ctx, a.db, s, key)
-}
-
-// retry has the events of a parked key sent.
-func (c *chosenTarget) retry(ctx context.Context, a *app, key string) (int64, error) {
-	if c.isLog() {
-		return outbox.RetryParked(ctx, a.db, key)
-	}
-	s, err := c.find(ctx, a)
-	if err != nil {
-		return 0, err
-	}
-	return outbox.RetryHeld(ctx, a.db, s, key)
-}
-
-// discard gives up the refused event of a parked key, or only the one of that id, and has the others sent.
-func (c *chosenTarget) discard(ctx context.Context, a *app, key string, event int64) (int64, error) {
-	if c.isLog() {
-		return outbox.DiscardParked(ctx, a.db, key, event)
-	}
-	s, err := c.find(ctx, a)
-	if err != nil {
-		return 0, err
-	}
-	return outbox.DiscardHeld(ctx, a.db, s, key, event)
-}
-
 // retryAll has the events of all parked keys of a target sent.
-func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w, stderr io.Writer) error {
-	s, err := c.find(ctx, a)
-	if err != nil {
-		return err
-	}
+func (g *global) retryAll(ctx context.Context, a *app, s outbox.Subscription) error {
 	keys, err := outbox.RetryAllHeld(ctx, a.db, s)
 	if keys > 0 {
 		a.security.Info("parked_events_retried", zap.String("target", s.Name), zap.Int64("keys", keys))
@@ -379,8 +315,9 @@ func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w, stder
 		return err
 	}
 	line := fmt.Sprintf("the events of %s are sent to %s again", count(int(keys), "parked key", "parked keys"), s.Name)
-	if err := g.tell(w, map[string]any{"target": s.Name, "keys": keys}, line); err != nil || keys == 0 {
+	err = g.tell(a.cmd.OutOrStdout(), map[string]any{"target": s.Name, "keys": keys}, line)
+	if err != nil || keys == 0 {
 		return err
 	}
-	return a.noteWaits(ctx, stderr, s.Name)
+	return a.noteWaits(ctx, s.Name)
 }

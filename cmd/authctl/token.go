@@ -21,13 +21,11 @@ import (
 )
 
 func newToken(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:     "token",
 		Short:   "Inspect tokens",
 		Example: "  pbpaste | authctl token inspect",
-	}
-	cmd.AddCommand(newTokenInspect(g))
-	return cmd
+	}, newTokenInspect(g))
 }
 
 type inspectOptions struct {
@@ -136,7 +134,7 @@ func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenRep
 		}
 		return auth.InspectToken(text, keys, auth.Expectation{Issuer: o.issuer, Audience: o.audience}, time.Now()), nil
 	}
-	s, err := o.loadSettings(nil)
+	s, err := o.load(settings{}, nil)
 	if err != nil {
 		return auth.TokenReport{}, err
 	}

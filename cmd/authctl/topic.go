@@ -17,45 +17,42 @@ import (
 )
 
 func newOutboxTopic(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "topic",
 		Short: "Create and check the Kafka topic of the events",
 		Long: `Create and check the Kafka topic in KAFKA_TOPIC. The order of a user's events depends on the number
 of its partitions, so choose it once.`,
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
-	}
-	cmd.AddCommand(newTopicEnsure(g), newTopicCheck(g))
-	return cmd
+	}, newTopicEnsure(g), newTopicCheck(g))
 }
 
-// withTopic runs a command on the topic; open opens what it needs besides Kafka.
-func (g *global) withTopic(cmd *cobra.Command, open func(*app, context.Context) error,
-	do func(ctx context.Context, a *app, kafka *sink.Kafka) error) error {
-	return g.withDatabase(cmd, open, func(ctx context.Context, a *app) (err error) {
+// onTopic makes what cobra runs for a command on the topic. It opens no database.
+func (g *global) onTopic(do func(ctx context.Context, a *app, kafka *sink.Kafka) error) runE {
+	nothing := func(*app, context.Context) error { return nil }
+	return g.onDatabase(nothing, func(ctx context.Context, a *app, _ []string) error {
 		if !a.Kafka.UsesKafka() {
 			return fmt.Errorf("no Kafka is named, so events go to %s: set KAFKA_BROKERS", a.eventsFile())
 		}
-		kafka, err := a.openKafka()
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, kafka.Close()) }()
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		defer cancel()
-		err = do(ctx, a, kafka)
-		return a.kafkaInWords(err)
+		return a.withKafka(ctx, func(ctx context.Context, kafka *sink.Kafka) error { return do(ctx, a, kafka) })
 	})
 }
 
-// kafkaInWords adds to an error of reaching Kafka what was asked, and what to do.
-func (a *app) kafkaInWords(err error) error {
-	away, ok := errors.AsType[kafkaAway](err)
-	if !ok {
+// withKafka opens Kafka for half a minute. It adds to an error of reaching Kafka what was asked, and what to do.
+func (a *app) withKafka(ctx context.Context, do func(ctx context.Context, kafka *sink.Kafka) error) (err error) {
+	kafka, err := a.openKafka()
+	if err != nil {
 		return err
 	}
-	advice, found := away.words()
-	return fmt.Errorf("ask Kafka at %s about the topic %q: %w; %s", strings.Join(a.Kafka.Brokers, ","), a.Kafka.Topic,
-		found, advice)
+	defer func() { err = errors.Join(err, kafka.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err = do(ctx, kafka)
+	if away, ok := errors.AsType[kafkaAway](err); ok {
+		advice, found := away.words()
+		return fmt.Errorf("ask Kafka at %s about the topic %q: %w; %s", strings.Join(a.Kafka.Brokers, ","),
+			a.Kafka.Topic, found, advice)
+	}
+	return err
 }
 
 // kafkaAway is an error of reaching Kafka that does not say what to do.
@@ -79,8 +76,6 @@ func askedKafka(err error) error {
 	return kafkaAway{err}
 }
 
-func kafkaAlone(*app, context.Context) error { return nil }
-
 func newTopicEnsure(g *global) *cobra.Command {
 	accept := 0
 	cmd := &cobra.Command{
@@ -96,46 +91,48 @@ that was published so far, --accept-partitions N makes relays use the new number
 The exit code is 1 when nothing can be published to the topic; other problems are
 only listed.`,
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			open := kafkaAlone
-			switch {
-			case cmd.Flags().Changed("accept-partitions") && accept < 1:
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("accept-partitions") && accept < 1 {
 				return misuse{errors.New("--accept-partitions takes how many partitions the topic has now")}
-			case accept > 0:
-				open = (*app).openExistingDatabase
 			}
-			return g.withTopic(cmd, open, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
-				st, err := a.ensureTopic(ctx, kafka)
+			return nil
+		},
+		RunE: g.onTopic(func(ctx context.Context, a *app, kafka *sink.Kafka) error {
+			if accept > 0 {
+				if err := a.openExistingDatabase(ctx); err != nil {
+					return err
+				}
+			}
+			st, err := a.ensureTopic(ctx, kafka)
+			if err != nil {
+				return askedKafka(err)
+			}
+			st.Problems = a.topicProblems(st)
+			if accept > 0 {
+				if st.Partitions != accept {
+					return fmt.Errorf("the topic %s has %s and not %d: nothing is accepted",
+						st.Topic, count(st.Partitions, "partition", "partitions"), accept)
+				}
+				identity, err := kafka.Identity(ctx)
 				if err != nil {
 					return askedKafka(err)
 				}
-				st.Problems = a.topicProblems(st)
-				if accept > 0 {
-					if st.Partitions != accept {
-						return fmt.Errorf("the topic %s has %s and not %d: nothing is accepted",
-							st.Topic, count(st.Partitions, "partition", "partitions"), accept)
-					}
-					identity, err := kafka.Identity(ctx)
-					if err != nil {
-						return askedKafka(err)
-					}
-					if err := outbox.AcceptPartitions(ctx, a.db, kafka.Name(), &identity, accept); err != nil {
-						return err
-					}
-				}
-				if err := g.printTopic(cmd.OutOrStdout(), st); err != nil {
+				if err := outbox.AcceptPartitions(ctx, a.db, kafka.Name(), &identity, accept); err != nil {
 					return err
 				}
-				if accept > 0 {
-					fmt.Fprintf(cmd.ErrOrStderr(), "the order of users' events goes by %s from now on\n",
-						count(accept, "partition", "partitions"))
-				}
-				if slices.ContainsFunc(st.Problems, func(p sink.Problem) bool { return p.Blocks }) {
-					return silent{errors.New("nothing can be published to the topic")}
-				}
-				return nil
-			})
-		},
+			}
+			if err := g.printTopic(a.cmd.OutOrStdout(), st); err != nil {
+				return err
+			}
+			if accept > 0 {
+				fmt.Fprintf(a.cmd.ErrOrStderr(), "the order of users' events goes by %s from now on\n",
+					count(accept, "partition", "partitions"))
+			}
+			if slices.ContainsFunc(st.Problems, func(p sink.Problem) bool { return p.Blocks }) {
+				return silent{errors.New("nothing can be published to the topic")}
+			}
+			return nil
+		}),
 	}
 	cmd.Flags().IntVar(&accept, "accept-partitions", 0, "use this number of partitions from now on")
 	return cmd
@@ -146,22 +143,20 @@ func newTopicCheck(g *global) *cobra.Command {
 		Use:     "check",
 		Short:   "Report what is wrong with the topic; the exit code is 1 if anything is",
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic check",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withTopic(cmd, kafkaAlone, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
-				st, err := kafka.CheckTopic(ctx)
-				if err != nil {
-					return askedKafka(err)
-				}
-				st.Problems = a.topicProblems(st)
-				if err := g.printTopic(cmd.OutOrStdout(), st); err != nil {
-					return err
-				}
-				if len(st.Problems) > 0 {
-					return silent{errors.New("the topic does not fit")}
-				}
-				return nil
-			})
-		},
+		RunE: g.onTopic(func(ctx context.Context, a *app, kafka *sink.Kafka) error {
+			st, err := kafka.CheckTopic(ctx)
+			if err != nil {
+				return askedKafka(err)
+			}
+			st.Problems = a.topicProblems(st)
+			if err := g.printTopic(a.cmd.OutOrStdout(), st); err != nil {
+				return err
+			}
+			if len(st.Problems) > 0 {
+				return silent{errors.New("the topic does not fit")}
+			}
+			return nil
+		}),
 	}
 }
 

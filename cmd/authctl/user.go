@@ -19,7 +19,7 @@ import (
 )
 
 func newUser(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "user",
 		Short: "Create, find, change, import and export accounts",
 		Long: `Create, find, change, import and export accounts, by the same rules and with the same events
@@ -29,8 +29,7 @@ change takes effect at once.`,
 		Example: `  authctl user create alice
   authctl user list -o json
   authctl user disable alice`,
-	}
-	cmd.AddCommand(
+	},
 		newUserCreate(g),
 		newUserList(g),
 		newUserShow(g),
@@ -45,7 +44,6 @@ change takes effect at once.`,
 		newUserImport(g),
 		newUserExport(g),
 	)
-	return cmd
 }
 
 // passwordFlags are ways of giving a password that do not show it in the process list.
@@ -60,29 +58,22 @@ func (p *passwordFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("password-stdin", "password-file")
 }
 
-// read reads a new password as the flags say, or asks for it twice.
-func (p *passwordFlags) read(cmd *cobra.Command) (string, error) {
-	if text, given, err := p.given(cmd); given {
-		return text, err
-	}
-	typed, err := askPasswords(cmd, "Password: ", "Once more: ")
-	if err != nil {
-		return "", err
-	}
-	if typed[0] != typed[1] {
-		return "", errors.New("the two passwords differ; nothing was changed")
-	}
-	return typed[0], nil
+// readNew reads a new password as the flags say, or asks for it twice.
+func (p *passwordFlags) readNew(cmd *cobra.Command) (string, error) {
+	return p.read(cmd, "Password: ", "Once more: ")
 }
 
-// readKnown reads an existing password as the flags say, or asks for it.
-func (p *passwordFlags) readKnown(cmd *cobra.Command, prompt string) (string, error) {
+// read reads a password as the flags say, or asks for it with each prompt.
+func (p *passwordFlags) read(cmd *cobra.Command, prompts ...string) (string, error) {
 	if text, given, err := p.given(cmd); given {
 		return text, err
 	}
-	typed, err := askPasswords(cmd, prompt)
+	typed, err := askPasswords(cmd, prompts...)
 	if err != nil {
 		return "", err
+	}
+	if typed[0] != typed[len(typed)-1] {
+		return "", errors.New("the two passwords differ; nothing was changed")
 	}
 	return typed[0], nil
 }
@@ -166,7 +157,7 @@ func newUserCreate(g *global) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := password.read(cmd)
+			text, err := password.readNew(cmd)
 			if err != nil {
 				return err
 			}
@@ -195,18 +186,16 @@ func newUserList(g *global) *cobra.Command {
 		Example: "  authctl user list -o json | head",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
-				return g.stream(cmd.OutOrStdout(), userHeading, func(print func(v any, row []string) error) error {
-					return a.auth.Users(ctx, func(u auth.User) error { return print(u, userRow(u)) })
+				heading := []string{"ID", "USERNAME", "STATUS", "CREATED"}
+				return g.stream(cmd.OutOrStdout(), heading, func(print func(v any, row []string) error) error {
+					return a.auth.Users(ctx, func(u auth.User) error {
+						return print(u, []string{u.ID.String(), u.Username, string(u.Status),
+							u.CreatedAt.Format(time.RFC3339)})
+					})
 				})
 			})
 		},
 	}
-}
-
-var userHeading = []string{"ID", "USERNAME", "STATUS", "CREATED"}
-
-func userRow(u auth.User) []string {
-	return []string{u.ID.String(), u.Username, string(u.Status), u.CreatedAt.Format(time.RFC3339)}
 }
 
 // userReport is what show tells of an account.
@@ -218,14 +207,13 @@ type userReport struct {
 }
 
 func newUserShow(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return g.onUser(&cobra.Command{
 		Use:   "show USER",
 		Short: "Show an account, its sessions and whether sign-in is delayed",
 		Long: `Show an account, its sessions and whether sign-in is delayed. The failed sign-ins are those of unknown
 devices: a device or an address that has signed in to the account before has a count of its own.`,
 		Example: "  authctl user show alice",
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		report := userReport{User: u}
 		// What the database knows is shown even if sessions or counters cannot be read.
 		list, errSessions := a.auth.SessionsOf(ctx, u.ID)
@@ -263,89 +251,80 @@ devices: a device or an address that has signed in to the account before has a c
 			rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s",
 				orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
 		}
-		return errors.Join(g.pairs(cmd.OutOrStdout(), report, rows), missing)
+		return errors.Join(g.pairs(a.cmd.OutOrStdout(), report, rows), missing)
 	})
-	return cmd
 }
 
 func newUserSetPassword(g *global) *cobra.Command {
-	ref := &userRef{}
 	var password passwordFlags
-	cmd := &cobra.Command{
+	text := ""
+	cmd := g.onUser(&cobra.Command{
 		Use:     "set-password USER",
 		Short:   "Set a password and end every session of the account",
 		Example: "  authctl user set-password alice",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			text, err := password.read(cmd)
-			if err != nil {
-				return err
-			}
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if err := a.checkSecret(ctx); err != nil { // contacts get a notice, which is sealed
-					return err
-				}
-				if err := a.auth.SetPassword(ctx, u.ID, text); err != nil {
-					return err
-				}
-				return g.printDone(cmd, u, "has a new password; every session has ended")
-			})
+		PreRunE: func(cmd *cobra.Command, _ []string) (err error) {
+			text, err = password.readNew(cmd)
+			return err
 		},
-	}
-	ref.addArgument(cmd)
+	}, func(ctx context.Context, a *app, u auth.User) error {
+		if err := a.checkSecret(ctx); err != nil { // contacts get a notice, which is sealed
+			return err
+		}
+		if err := a.auth.SetPassword(ctx, u.ID, text); err != nil {
+			return err
+		}
+		return g.printDone(a, u, "has a new password; every session has ended")
+	})
 	password.add(cmd)
 	return cmd
 }
 
 func newUserChange(g *global, use, short, done string, status auth.Status,
 	change func(*auth.Service, context.Context, uuid.UUID) error) *cobra.Command {
-	cmd := &cobra.Command{
+	return g.onUser(&cobra.Command{
 		Use: use + " USER", Short: short, Example: "  authctl user " + use + " alice",
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		if err := change(a.auth, ctx, u.ID); err != nil {
 			return err
 		}
 		if u.Status == status {
-			return g.printOutcome(cmd, u, false, "is "+done+" already; nothing changed")
+			return g.printOutcome(a, u, false, "is "+done+" already; nothing changed")
 		}
-		return g.printDone(cmd, u, "is "+done)
+		return g.printDone(a, u, "is "+done)
 	})
-	return cmd
 }
 
 func newUserDelete(g *global) *cobra.Command {
 	sure := &consent{}
-	cmd := &cobra.Command{
+	cmd := g.onUser(&cobra.Command{
 		Use:   "delete USER",
 		Short: "Delete an account for good",
 		Long: `Delete an account for good. Its sessions end, its id is never given to another account, and its
 name becomes free. It asks on a terminal; elsewhere it needs --yes.`,
 		Example: "  authctl user delete alice --yes",
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		loss := fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name "+
 			"free for somebody else", u.Username, u.ID)
-		if err := sure.ask(cmd, loss); err != nil {
+		if err := sure.ask(a.cmd, loss); err != nil {
 			return err
 		}
 		if err := a.auth.DeleteUser(ctx, u.ID); err != nil {
 			return err
 		}
-		return g.printDone(cmd, u, "is deleted")
+		return g.printDone(a, u, "is deleted")
 	})
 	sure.add(cmd)
 	return cmd
 }
 
 func newUserUnlock(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return g.onUser(&cobra.Command{
 		Use:   "unlock USER",
 		Short: "Clear the failed sign-ins that delay an account",
 		Long: `Clear the failed sign-ins that delay an account, on every server. With SQLite and without Redis
 the counters are in the serve process and end with it.`,
 		Example: "  authctl user unlock alice",
-	}
-	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+	}, func(ctx context.Context, a *app, u auth.User) error {
 		if a.countersInServe() {
 			return errors.New("with SQLite and without Redis the counters are in the serve process: " +
 				"restart it, or wait until they expire")
@@ -356,9 +335,8 @@ the counters are in the serve process and end with it.`,
 		if err := a.auth.UnlockUser(ctx, u); err != nil {
 			return err
 		}
-		return g.printDone(cmd, u, "may sign in from anywhere again")
+		return g.printDone(a, u, "may sign in from anywhere again")
 	})
-	return cmd
 }
 
 // countersInServe tells whether failed sign-ins are counted where no command can see them.
@@ -367,30 +345,28 @@ func (a *app) countersInServe() bool {
 }
 
 // onUser makes a command one that takes an account, and says what it does.
-func (g *global) onUser(cmd *cobra.Command, do func(context.Context, *app, auth.User) error) {
+func (g *global) onUser(cmd *cobra.Command, do func(context.Context, *app, auth.User) error) *cobra.Command {
 	ref := &userRef{}
 	ref.addArgument(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return g.withUser(cmd, ref, do) }
-}
-
-// withUser runs a command on an account.
-func (g *global) withUser(cmd *cobra.Command, ref *userRef, do func(context.Context, *app, auth.User) error) error {
-	return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
-		u, err := ref.find(ctx, a.auth)
-		if err != nil {
-			return err
-		}
-		return do(ctx, a, u)
-	})
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
+			u, err := ref.find(ctx, a.auth)
+			if err != nil {
+				return err
+			}
+			return do(ctx, a, u)
+		})
+	}
+	return cmd
 }
 
 // printDone reports what was done to an account.
-func (g *global) printDone(cmd *cobra.Command, u auth.User, what string) error {
-	return g.printOutcome(cmd, u, true, what)
+func (g *global) printDone(a *app, u auth.User, what string) error {
+	return g.printOutcome(a, u, true, what)
 }
 
 // printOutcome reports what was done, or that the account was already as wanted.
-func (g *global) printOutcome(cmd *cobra.Command, u auth.User, changed bool, what string) error {
+func (g *global) printOutcome(a *app, u auth.User, changed bool, what string) error {
 	report := map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed}
-	return g.tell(cmd.OutOrStdout(), report, fmt.Sprintf("%s (%s) %s", u.Username, u.ID, what))
+	return g.tell(a.cmd.OutOrStdout(), report, fmt.Sprintf("%s (%s) %s", u.Username, u.ID, what))
 }

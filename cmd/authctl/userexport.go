@@ -62,21 +62,20 @@ func (o *exportOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	return o.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
-		write := func(w io.Writer) (int64, error) {
+		var n int64
+		write := func(w io.Writer) (err error) {
 			out := bufio.NewWriter(w)
-			n, err := a.auth.Export(ctx, out, auth.ExportOptions{Format: o.format, PasswordHashes: o.hashes})
+			n, err = a.auth.Export(ctx, out, auth.ExportOptions{Format: o.format, PasswordHashes: o.hashes})
 			if err != nil {
-				return n, err
+				return err
 			}
-			return n, out.Flush()
+			return out.Flush()
 		}
 		if o.file == "" {
-			_, err := write(stdout)
-			return err
+			return write(stdout)
 		}
-		n, err := writePrivately(file, write)
-		if err != nil {
-			return err
+		if err := writePrivately(file, os.Rename, write); err != nil {
+			return fmt.Errorf("write the export: %w", err)
 		}
 		return o.tell(stdout, map[string]any{"exported": n, "file": o.file},
 			fmt.Sprintf("%d accounts are in %s", n, o.file))
@@ -101,21 +100,4 @@ func replaceable(path string) (string, error) {
 		return "", fmt.Errorf("write the export: %w", err)
 	}
 	return path, nil
-}
-
-// writePrivately writes a file that only its owner can read, completely or not at all.
-func writePrivately(path string, write func(io.Writer) (int64, error)) (n int64, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
-	if err != nil {
-		return 0, fmt.Errorf("write the export: %w", err)
-	}
-	defer os.Remove(f.Name())
-	n, err = write(f)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return n, err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return n, fmt.Errorf("write the export: %w", err)
-	}
-	return n, nil
 }

@@ -181,7 +181,7 @@ func (o *importOptions) checkPassword(cmd *cobra.Command, path string, opt auth.
 	if size < 0 {
 		return misuse{fmt.Errorf("--check reads FILE twice: %s is not a file", path)}
 	}
-	password, err := o.password.readKnown(cmd, "Password of "+o.check+": ")
+	password, err := o.password.read(cmd, "Password of "+o.check+": ")
 	if err != nil {
 		return err
 	}

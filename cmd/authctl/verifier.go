@@ -12,16 +12,14 @@ import (
 )
 
 func newVerifier(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "verifier",
 		Short: "See which services verify access tokens themselves",
 		Long: `See which services verify access tokens themselves and follow what has ended
 (GET /oauth2/revocations). Each one names itself and the signing keys that it holds;
 authctl key promote waits until all of them hold the new key.`,
 		Example: "  authctl verifier list",
-	}
-	cmd.AddCommand(newVerifierList(g))
-	return cmd
+	}, newVerifierList(g))
 }
 
 // verifierReport is a verifier as an operator sees it.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"path"
 	"slices"
@@ -95,21 +94,19 @@ func (a *app) resealWebhooks(ctx context.Context, seals *webhook.Seals) error {
 }
 
 func newTargetAdd(g *global) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "add",
 		Short: "Send events to a further target",
 		Long: `Send events to a further target, besides Kafka or the file. Each target gets its events
 independently of the others.`,
 		Example: "  authctl outbox target add webhook https://example.com/webhooks --types 'auth.Session*'",
-	}
-	cmd.AddCommand(newTargetAddWebhook(g))
-	return cmd
+	}, newTargetAddWebhook(g))
 }
 
 type addWebhookOptions struct {
 	*global
-	url, name string
-	types     []string
+	name  string
+	types []string
 }
 
 func newTargetAddWebhook(g *global) *cobra.Command {
@@ -131,17 +128,15 @@ unless OUTBOX_WEBHOOK_ALLOW_PRIVATE is set for the servers.`,
 		Example: `  authctl outbox target add webhook https://example.com/webhooks --types 'auth.Session*'
   authctl outbox target add webhook https://example.com/all --types '*' --name billing`,
 		Args: oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.url = args[0]
+		PreRunE: func(*cobra.Command, []string) error {
 			for _, pattern := range o.types {
 				if err := outbox.CheckPattern(pattern); err != nil {
 					return misuse{fmt.Errorf("--types: %w", err)}
 				}
 			}
-			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				return o.run(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
-			})
+			return nil
 		},
+		RunE: g.onDatabase((*app).openExistingDatabase, o.run),
 	}
 	cmd.Flags().StringSliceVar(&o.types, "types", nil, "patterns of the event types to send, such as 'auth.Session*'")
 	cmd.Flags().StringVar(&o.name, "name", "", "what to call the target (default: the host of the URL)")
@@ -149,8 +144,9 @@ unless OUTBOX_WEBHOOK_ALLOW_PRIVATE is set for the servers.`,
 	return cmd
 }
 
-func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer) error {
-	if err := webhook.CheckURL(o.url, a.App.prod(), a.Webhook.AllowPrivate); err != nil {
+func (o *addWebhookOptions) run(ctx context.Context, a *app, args []string) error {
+	address := args[0]
+	if err := webhook.CheckURL(address, a.App.prod(), a.Webhook.AllowPrivate); err != nil {
 		return misuse{err}
 	}
 	seals, err := a.webhookSeals()
@@ -160,7 +156,11 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	if err != nil {
 		return err
 	}
-	host := hostOf(o.url)
+	u, err := url.Parse(address) // once more, for its host
+	if err != nil {
+		return misuse{err}
+	}
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 	names := []string{o.name}
 	if o.name == "" {
 		names = suggestNames(host)
@@ -170,7 +170,7 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	for _, name := range names {
 		added, err = outbox.Subscribe(ctx, a.db,
 			outbox.Subscription{Name: name, Kind: outbox.KindWebhook, Types: o.types,
-				URL: o.url, Secrets: []outbox.Secret{{Sealed: seals.Seal(name, secret)}}})
+				URL: address, Secrets: []outbox.Secret{{Sealed: seals.Seal(name, secret)}}})
 		if !errors.Is(err, outbox.ErrTargetExists) {
 			break
 		}
@@ -187,8 +187,12 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	}
 	a.security.Info("target_added", zap.String("target", added.Name), zap.String("host", host),
 		zap.Strings("types", o.types))
+	stderr := a.cmd.ErrOrStderr()
 	for _, pattern := range o.types {
-		if !matchesAny(pattern, eventTypes()) {
+		if !slices.ContainsFunc(slices.Concat(auth.EventTypes(), contact.EventTypes()), func(one string) bool {
+			match, err := path.Match(pattern, one)
+			return err == nil && match
+		}) {
 			fmt.Fprintf(stderr, "no event is of a type like %s: see docs/events.md\n", pattern)
 		}
 	}
@@ -199,9 +203,10 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 			}
 		}
 	}
-	rows := [][]string{{"target", added.Name}, {"url", added.URL}, {"types", strings.Join(added.Types, ", ")}}
-	err = o.printSecret(w, rows, webhookReport{Name: added.Name, ID: added.ID, URL: added.URL, Types: added.Types,
-		Secret: secret.Reveal()})
+	rows := [][]string{{"target", added.Name}, {"url", added.URL}, {"types", strings.Join(added.Types, ", ")},
+		{"secret", secret.Reveal()}}
+	err = o.pairs(a.cmd.OutOrStdout(), webhookReport{Name: added.Name, ID: added.ID, URL: added.URL,
+		Types: added.Types, Secret: secret.Reveal()}, rows)
 	fmt.Fprintf(stderr, "keep the secret now, it is not shown again; then try: authctl outbox target test %s\n",
 		added.Name)
 	return err
@@ -217,19 +222,6 @@ type webhookReport struct {
 	FormerUntil *time.Time `json:"former_secret_until,omitempty"`
 }
 
-func (g *global) printSecret(w io.Writer, rows [][]string, r webhookReport) error {
-	return g.pairs(w, r, append(rows, []string{"secret", r.Secret}))
-}
-
-// hostOf is the host of a URL that has been checked.
-func hostOf(text string) string {
-	u, err := url.Parse(text)
-	if err != nil {
-		return ""
-	}
-	return strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
-}
-
 // suggestNames makes names of a host, for a target that was given none.
 func suggestNames(host string) []string {
 	host = strings.ReplaceAll(host, ":", "-")
@@ -241,25 +233,10 @@ func suggestNames(host string) []string {
 	return names
 }
 
-func eventTypes() []string {
-	return slices.Concat(auth.EventTypes(), contact.EventTypes())
-}
-
-func matchesAny(pattern string, types []string) bool {
-	return slices.ContainsFunc(types, func(one string) bool {
-		match, err := path.Match(pattern, one)
-		return err == nil && match
-	})
-}
-
-// onWebhook runs a command on a webhook.
-func (g *global) onWebhook(cmd *cobra.Command, name string,
-	do func(ctx context.Context, a *app, s outbox.Subscription) error) error {
-	return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+// onWebhook makes what cobra runs for a command on a webhook.
+func (g *global) onWebhook(do func(ctx context.Context, a *app, s outbox.Subscription) error) runE {
+	return g.onTarget(func(ctx context.Context, a *app, name string) error {
 		s, err := outbox.FindSubscription(ctx, a.db, name)
-		if errors.Is(err, outbox.ErrNoTarget) {
-			return unknownTarget(name)
-		}
 		if err != nil {
 			return err
 		}
@@ -284,21 +261,19 @@ from now on.`,
 		Example: `  authctl outbox target rotate-secret example.com
   authctl outbox target rotate-secret example.com --drop-old`,
 		Args: oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onWebhook(cmd, args[0], func(ctx context.Context, a *app, s outbox.Subscription) error {
-				if dropOld {
-					return g.dropOldSecrets(ctx, a, cmd, s, agreed)
-				}
-				return g.rotateSecret(ctx, a, cmd, s)
-			})
-		},
+		RunE: g.onWebhook(func(ctx context.Context, a *app, s outbox.Subscription) error {
+			if dropOld {
+				return g.dropOldSecrets(ctx, a, s, agreed)
+			}
+			return g.rotateSecret(ctx, a, s)
+		}),
 	}
 	cmd.Flags().BoolVar(&dropOld, "drop-old", false, "make no secret, and stop signing with former ones")
 	agreed.add(cmd)
 	return cmd
 }
 
-func (g *global) rotateSecret(ctx context.Context, a *app, cmd *cobra.Command, s outbox.Subscription) error {
+func (g *global) rotateSecret(ctx context.Context, a *app, s outbox.Subscription) error {
 	seals, err := a.webhookSeals()
 	if err == nil {
 		err = a.checkPresentSecret(ctx)
@@ -320,24 +295,23 @@ func (g *global) rotateSecret(ctx context.Context, a *app, cmd *cobra.Command, s
 	}
 	a.security.Info("target_secret_rotated", zap.String("target", s.Name))
 	report := webhookReport{Name: s.Name, ID: s.ID, URL: s.URL, Types: s.Types, Secret: made.Reveal()}
-	rows := [][]string{{"target", s.Name}}
-	stderr := cmd.ErrOrStderr()
+	rows := [][]string{{"target", s.Name}, {"secret", report.Secret}}
+	stderr := a.cmd.ErrOrStderr()
 	if len(list) > 1 {
 		report.FormerUntil = &list[1].Until
 		fmt.Fprintf(stderr, "the former secret signs too until %s\n", moment(list[1].Until))
 	}
-	err = g.printSecret(cmd.OutOrStdout(), rows, report)
+	err = g.pairs(a.cmd.OutOrStdout(), report, rows)
 	fmt.Fprintln(stderr, "keep the secret now, it is not shown again")
 	return err
 }
 
-func (g *global) dropOldSecrets(ctx context.Context, a *app, cmd *cobra.Command, s outbox.Subscription,
-	agreed consent) error {
+func (g *global) dropOldSecrets(ctx context.Context, a *app, s outbox.Subscription, agreed consent) error {
 	if len(s.Secrets) < 2 {
 		return fmt.Errorf("the webhook %s has no former secret", s.Name)
 	}
 	loss := fmt.Sprintf("A receiver that does not have the newest secret of %s will refuse its events", s.Name)
-	if err := agreed.ask(cmd, loss); err != nil {
+	if err := agreed.ask(a.cmd, loss); err != nil {
 		return err
 	}
 	err := outbox.ReplaceSecrets(ctx, a.db, s.Name, func(s outbox.Subscription) ([]outbox.Secret, error) {
@@ -347,7 +321,7 @@ func (g *global) dropOldSecrets(ctx context.Context, a *app, cmd *cobra.Command,
 		return err
 	}
 	a.security.Warn("target_secret_dropped", zap.String("target", s.Name))
-	return g.tell(cmd.OutOrStdout(), map[string]any{"name": s.Name, "secrets": 1},
+	return g.tell(a.cmd.OutOrStdout(), map[string]any{"name": s.Name, "secrets": 1},
 		fmt.Sprintf("requests to %s are signed with its newest secret alone", s.Name))
 }
 
@@ -360,11 +334,9 @@ back. It is sent once, whatever types the webhook gets, and also when the target
 code is 1 when the receiver does not acknowledge it.`,
 		Example: "  authctl outbox target test example.com",
 		Args:    oneArgument,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onWebhook(cmd, args[0], func(ctx context.Context, a *app, s outbox.Subscription) error {
-				return g.testWebhook(ctx, a, cmd.OutOrStdout(), s)
-			})
-		},
+		RunE: g.onWebhook(func(ctx context.Context, a *app, s outbox.Subscription) error {
+			return g.testWebhook(ctx, a, s)
+		}),
 	}
 }
 
@@ -379,7 +351,7 @@ type webhookAnswer struct {
 	Error   string `json:"error,omitempty"`
 }
 
-func (g *global) testWebhook(ctx context.Context, a *app, w io.Writer, s outbox.Subscription) (err error) {
+func (g *global) testWebhook(ctx context.Context, a *app, s outbox.Subscription) (err error) {
 	seals, err := a.webhookSeals()
 	if err != nil {
 		return err
@@ -411,5 +383,5 @@ func (g *global) testWebhook(ctx context.Context, a *app, w io.Writer, s outbox.
 		report.Error = failed.Error()
 		failed = fmt.Errorf("the event was not acknowledged: %w", failed)
 	}
-	return errors.Join(g.pairs(w, report, rows), failed)
+	return errors.Join(g.pairs(a.cmd.OutOrStdout(), report, rows), failed)
 }
