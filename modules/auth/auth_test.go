@@ -26,8 +26,13 @@ import (
 func TestRegisterMakesAnAccountAndASession(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
+		var told []string
+		env.committed = func(keys ...string) { told = append(told, keys...) }
 		name, tokens := env.newUser(t)
 		caller := env.caller(t, tokens)
+		if !slices.Equal(told, []string{caller.User.ID.String()}) {
+			t.Errorf("relays are told of the keys %q", told)
+		}
 		if caller.User.Username != name || caller.SessionID != tokens.SessionID {
 			t.Errorf("the access token speaks for %s, session %s", caller.User.Username, caller.SessionID)
 		}

@@ -99,11 +99,15 @@ func TestARevocationOfEverybodyGoesOnWhereItWasBrokenOff(t *testing.T) {
 			}
 		}
 		ctx, stop := context.WithCancel(t.Context())
-		env.committed = stop
+		var keys []string
+		env.committed = func(of ...string) { keys = of; stop() }
 		first, err := env.RevokeSessions(ctx, SessionFilter{Everybody: true})
-		env.committed = func() {}
+		env.committed = func(...string) {}
 		if !errors.Is(err, context.Canceled) || first.Accounts != revokeBatch {
 			t.Fatalf("broken off after %+v: %v", first, err)
+		}
+		if len(keys) > 0 { // they are too many
+			t.Errorf("relays are told of the keys %v alone", keys)
 		}
 		second, err := env.RevokeSessions(t.Context(),
 			SessionFilter{Everybody: true, AfterAccount: first.LastAccount})

@@ -21,6 +21,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/signingkey"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
@@ -33,9 +34,9 @@ type Deps struct {
 	// Redis keeps sessions and the counters of sign-in limits. Nil keeps both in the database, but with
 	// SQLite the counters are in this process.
 	Redis cache.Client
-	// Committed is called after each transaction that wrote an event, so that a relay need not wait
-	// for its next poll. It must not block. It may be nil.
-	Committed func()
+	// Committed is called after each transaction that wrote an event, with the keys of its events if they are
+	// few, so that a relay need not wait for its next poll: see [relay.Waker.Wake]. It must not block. It may be nil.
+	Committed func(keys ...string)
 	// Serving says that the process answers requests: GOMAXPROCS is raised by the number of hashing
 	// workers, so that they never hold up anything else.
 	Serving bool
@@ -61,7 +62,7 @@ type Service struct {
 	clients    map[string][]byte
 	lockOuts   lockOuts
 	hooks      Hooks
-	committed  func()
+	committed  func(keys ...string)
 	log        *zap.Logger
 	security   *zap.Logger
 	now        func() time.Time
@@ -79,7 +80,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 	}
 	s.log = cmp.Or(s.log, zap.NewNop())
 	if s.committed == nil {
-		s.committed = func() {}
+		s.committed = func(...string) {}
 	}
 	s.security = logging.Security(s.log)
 	for _, text := range cfg.Clients {
@@ -170,10 +171,11 @@ func (s *Service) closeStatements() error {
 
 // transact runs fn in a transaction and tells the relay when it has committed.
 func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx database.Tx) error) error {
+	ctx, keys := outbox.WithKeys(ctx)
 	if err := s.db.Tx(ctx, fn); err != nil {
 		return err
 	}
-	s.committed()
+	s.committed(keys.List()...)
 	s.feed.Wake()
 	return nil
 }

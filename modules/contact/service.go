@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
@@ -24,7 +25,7 @@ type Deps struct {
 	Secrets []config.Secret // of the service, the current one first
 	// Committed is called after each transaction that wrote an event. It must not block. It may be
 	// nil.
-	Committed func()
+	Committed func(keys ...string)
 	Registry  prometheus.Registerer // nil: no metrics
 	Log       *zap.Logger
 	Now       func() time.Time // nil: time.Now
@@ -38,7 +39,7 @@ type Service struct {
 	sealer    *Sealer
 	digests   digests
 	met       *metrics
-	committed func()
+	committed func(keys ...string)
 	log       *zap.Logger
 	security  *zap.Logger
 	now       func() time.Time
@@ -52,7 +53,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s.log = cmp.Or(s.log, zap.NewNop())
 	if s.committed == nil {
-		s.committed = func() {}
+		s.committed = func(...string) {}
 	}
 	s.security = logging.Security(s.log)
 	var err error
@@ -71,10 +72,11 @@ func New(cfg Config, deps Deps) (*Service, error) {
 
 // transact runs fn in a transaction and tells the relay when it has committed.
 func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx database.Tx) error) error {
+	ctx, keys := outbox.WithKeys(ctx)
 	if err := s.db.Tx(ctx, fn); err != nil {
 		return err
 	}
-	s.committed()
+	s.committed(keys.List()...)
 	return nil
 }
 

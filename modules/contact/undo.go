@@ -128,7 +128,6 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 	}
 	if err == nil {
 		s.met.answered(purposeUndo, metByLink)
-		s.committed()
 		s.security.Warn("change_undone", zap.Stringer("user_id", userID), zap.Stringer("undo_id", id),
 			zap.String("ip", ipOf(dev)))
 	}

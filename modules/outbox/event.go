@@ -53,6 +53,7 @@ type Event struct {
 // Add refuses events that could never be published (see [Event]) with an error that wraps
 // [ErrInvalidEvent], or [ErrNoTarget] if the target that an event names does not exist. Wake relays after
 // the commit with [relay.Waker.Wake]; otherwise they find the events a little later, when they poll.
+// [WithKeys] tells which keys to name to it.
 func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	if _, is := tx.(database.Tx); !is {
 		return errors.New("outbox.Add: call it in a transaction")
@@ -82,6 +83,11 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	if len(logged) > 0 {
 		if err := add(ctx, tx, logged); err != nil {
 			return fmt.Errorf("outbox.Add: %w", err)
+		}
+	}
+	if keys, ok := ctx.Value(keysOf{}).(*Keys); ok {
+		for i := range logged {
+			keys.note(logged[i].Key)
 		}
 	}
 	for i := range messages {
@@ -198,7 +204,7 @@ func prepare(e Event) (stored, error) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
-	s := stored{Event: e, time: e.Time.UTC().Format(time.RFC3339Nano), hash: hash(e.Key)}
+	s := stored{Event: e, time: e.Time.UTC().Format(time.RFC3339Nano), hash: schema.Hash(e.Key)}
 	if y := e.Time.UTC().Year(); y < 1 || y > 9999 {
 		return stored{}, fmt.Errorf("%w: the year %d has no RFC 3339 form", ErrInvalidEvent, y)
 	}

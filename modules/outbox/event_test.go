@@ -156,6 +156,44 @@ func sequences(t *testing.T, db *database.DB) string {
 	return strings.Join(out, " ")
 }
 
+func TestAddNotesTheKeysOfWhatItWrites(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		add := func(keys ...string) []string {
+			t.Helper()
+			ctx, noted := outbox.WithKeys(t.Context())
+			err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+				for _, key := range keys { // not all at once
+					if err := outbox.Add(ctx, tx, outboxtest.Event(key), outboxtest.Event("each")); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slices.Sorted(slices.Values(noted.List()))
+		}
+		if got := add("a", "b", "a"); !slices.Equal(got, []string{"a", "b", "each"}) {
+			t.Errorf("keys %v", got)
+		}
+		if got := add(); len(got) > 0 {
+			t.Errorf("keys %v without an event", got)
+		}
+		many := make([]string, 16)
+		for i := range many {
+			many[i] = fmt.Sprint(i)
+		}
+		if got := add(many[1:]...); len(got) != len(many) {
+			t.Errorf("%d keys, want %d", len(got), len(many))
+		}
+		if got := add(many...); len(got) > 0 {
+			t.Errorf("keys %v, and there are more", got)
+		}
+	})
+}
+
 func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)

@@ -1,38 +1,7 @@
 package outbox
 
+import "github.com/toppira/authctl/modules/outbox/internal/schema"
+
 // Partition returns the partition that the default partitioner of the Java client picks for the key
 // in a topic of n partitions. Clients in other languages can compute it as well.
-func Partition(key string, n int) int { return int(hash(key)) % n }
-
-// hash is murmur2 as Kafka's Java client computes it, without the sign bit (its toPositive).
-func hash(key string) int32 {
-	const (
-		seed = 0x9747b28c
-		m    = 0x5bd1e995
-		r    = 24
-	)
-	h := uint32(seed) ^ uint32(len(key))
-	for ; len(key) >= 4; key = key[4:] {
-		k := uint32(key[0]) | uint32(key[1])<<8 | uint32(key[2])<<16 | uint32(key[3])<<24
-		k *= m
-		k ^= k >> r
-		k *= m
-		h *= m
-		h ^= k
-	}
-	switch len(key) {
-	case 3:
-		h ^= uint32(key[2]) << 16
-		fallthrough
-	case 2:
-		h ^= uint32(key[1]) << 8
-		fallthrough
-	case 1:
-		h ^= uint32(key[0])
-		h *= m
-	}
-	h ^= h >> 13
-	h *= m
-	h ^= h >> 15
-	return int32(h & 0x7fffffff)
-}
+func Partition(key string, n int) int { return int(schema.Hash(key)) % n }

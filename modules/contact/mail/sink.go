@@ -31,7 +31,7 @@ type Options struct {
 	DB      *database.DB
 	// Committed is called after each transaction that wrote an event. It must not block. It may be
 	// nil.
-	Committed func()
+	Committed func(keys ...string)
 	Log       *zap.Logger
 	Now       func() time.Time // nil: time.Now
 }
@@ -74,7 +74,7 @@ func New(cfg Config, opt Options) (*Mailer, error) {
 	}
 	m.opt.Log = cmp.Or(m.opt.Log, zap.NewNop())
 	if m.opt.Committed == nil {
-		m.opt.Committed = func() {}
+		m.opt.Committed = func(...string) {}
 	}
 	var err error
 	if m.templates, err = LoadTemplates(cfg.TemplatesDir, ServiceName(opt.Issuer)); err != nil {
@@ -188,7 +188,7 @@ func (m *Mailer) announce(ctx context.Context, id uuid.UUID, row int64, message 
 	if err != nil {
 		return err
 	}
-	m.opt.Committed()
+	m.opt.Committed(e.Key)
 	return nil
 }
 

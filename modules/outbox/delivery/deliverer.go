@@ -135,7 +135,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	defer stopKeeping()
 	d.stop, d.abandon = ctx, abandon
 	if d.waker != nil {
-		unsubscribe := d.waker.Subscribe(d.poked)
+		unsubscribe := d.waker.Subscribe(func([]int32) { poke(d.poked) })
 		defer unsubscribe()
 	}
 	var outer, inner sync.WaitGroup

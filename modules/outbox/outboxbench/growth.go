@@ -225,7 +225,7 @@ func (f *Flow) measure(ctx context.Context, d time.Duration, rate, writers int,
 			return err
 		}
 		at := time.Now()
-		f.waker.Wake()
+		f.waker.Wake(e.Key)
 		mu.Lock()
 		defer mu.Unlock()
 		committed[e.ID.String()] = at

@@ -30,10 +30,10 @@ type Workload struct {
 	Log     *Log
 	Writers int
 	Keys    int
-	Prefix  string        // of the keys, for workloads that share a log
-	Limit   int64         // events in all; 0: no limit
-	Pause   time.Duration // of each writer between transactions
-	Wake    func()        // called after each commit; may be nil
+	Prefix  string               // of the keys, for workloads that share a log
+	Limit   int64                // events in all; 0: no limit
+	Pause   time.Duration        // of each writer between transactions
+	Wake    func(keys ...string) // called after each commit; may be nil
 
 	written atomic.Int64
 }
@@ -76,6 +76,7 @@ func (w *Workload) once(rnd *rand.Rand) {
 			Source: "https://auth.example", Data: body}
 		notes[i] = Written{ID: id.String(), Key: key}
 	}
+	ctx, keys := outbox.WithKeys(ctx)
 	committing := false
 	err := w.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		// One at a time, to read each sequence number.
@@ -107,7 +108,7 @@ func (w *Workload) once(rnd *rand.Rand) {
 		}
 	default:
 		if w.Wake != nil {
-			w.Wake()
+			w.Wake(keys.List()...)
 		}
 	}
 	for i := range notes {

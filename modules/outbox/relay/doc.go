@@ -36,6 +36,13 @@
 // is lost: a relay sends the oldest pending events of a key first, and the next ones only when those
 // are acknowledged.
 //
+// # Waking
+//
+// Whoever commits events names their keys to the relays: in its own process directly, elsewhere by
+// NOTIFY. A relay that is woken asks the database only about the shards of those keys. It asks about all
+// shards when it polls, every 5 ms while there is traffic and then less and less often, so a wake-up
+// that is lost, or that names no key, costs time alone.
+//
 // # Watermarks
 //
 // Deleted rows stay in PostgreSQL's index until vacuum, and a search for the first pending row of a

@@ -29,22 +29,49 @@ func (w partitionWorker) share(idle int) int {
 	return max(w.active, (idle+3)/4)
 }
 
-// fetchLoop fetches pending events of all idle partitions with one statement, and sends them.
+// wake has the shards of keys asked for pending events at once, by the hashes of the keys. Without
+// any, all shards are asked.
+func (r *Relay) wake(hashes []int32) {
+	r.mu.Lock()
+	for _, h := range hashes {
+		r.woken[int(h)%r.cfg.Shards] = true
+	}
+	r.all = r.all || len(hashes) == 0
+	r.mu.Unlock()
+	poke(r.poked)
+}
+
+// due reports whether all shards are to be asked, and not only those of which events were committed.
+func (r *Relay) due(polls bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := polls || r.all
+	r.all = r.all && !all
+	return all
+}
+
+// fetchLoop fetches pending events of idle partitions with one statement, and sends them. It asks all
+// shards when it polls, and in between those that it is woken for: each shard that is asked costs the
+// database a search, of which most find nothing.
 func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
-	wait := busyPoll
+	wait, polled := busyPoll, time.Time{}
 	for ctx.Err() == nil {
-		batches, err := r.fetch(ctx)
+		all := r.due(time.Since(polled) >= wait)
+		if all {
+			polled = time.Now()
+		}
+		batches, err := r.fetch(ctx, all)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			r.outages.database(fetchOutage, err)
-			wait = idlePoll
+			wait, polled = idlePoll, time.Now()
 		case len(batches) > 0:
 			wait = busyPoll
-		default:
+		case all:
 			wait = min(2*wait, idlePoll)
 		}
 		send(batches)
-		t := time.NewTimer(wait)
+		t := time.NewTimer(time.Until(polled.Add(wait)))
 		select {
 		case <-ctx.Done():
 		case <-r.poked:
@@ -64,7 +91,7 @@ func (r *Relay) fetchAhead(ctx context.Context, send func([]*batch)) {
 			return
 		case <-r.more:
 		}
-		batches, _ := r.fetch(ctx) // fetchLoop meets the same error and reports it
+		batches, _ := r.fetch(ctx, true) // fetchLoop meets the same error and reports it
 		send(batches)
 	}
 }
@@ -75,6 +102,7 @@ type batch struct {
 	requests []*fetchRequest // of the shards that have records in it
 	stable   int64           // the stable watermark before the fetch
 	server   string          // the records were read from it
+	rest     bool            // there may be more pending events of its partition, of which nobody is told
 }
 
 // fetchRequest asks for the pending events of one shard, and keeps what came back.
@@ -87,8 +115,8 @@ type fetchRequest struct {
 }
 
 // fetch reads the pending events of idle partitions and makes a batch for each. Their workers
-// and shards are busy from then on.
-func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
+// and shards are busy from then on. It asks all shards, or those that the relay was woken for.
+func (r *Relay) fetch(ctx context.Context, all bool) ([]*batch, error) {
 	r.mu.Lock()
 	// Before the fetch, which then sees everything up to the stable watermark.
 	stable, server := r.stable.Load(), r.server.Load()
@@ -96,9 +124,8 @@ func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 		r.mu.Unlock()
 		return nil, nil
 	}
-	idle := r.idlePartitions()
+	idle, requests, share := r.choose(all)
 	defer r.doneReading(idle)
-	requests, share := r.fetchRequests(idle)
 	r.mu.Unlock()
 	if len(requests) == 0 {
 		return nil, nil
@@ -107,8 +134,8 @@ func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 	for id, q := range requests {
 		shards, watermarks = append(shards, id), append(watermarks, q.above)
 	}
-	records, err := r.store.pendingOf(
-		ctx, server, shards, watermarks, max(1, r.cfg.BatchEvents/share), MaxBatchBytes/share)
+	limit, bytes := max(1, r.cfg.BatchEvents/share), MaxBatchBytes/share
+	records, err := r.store.pendingOf(ctx, server, shards, watermarks, limit, bytes)
 	if err != nil {
 		r.otherServer(err)
 		return nil, err
@@ -117,7 +144,7 @@ func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 	r.mu.Lock()
 	batches := r.dispatch(requests, records, stable)
 	for _, b := range batches {
-		b.server = server
+		b.server, b.rest = server, all || len(records) >= limit || bytesOf(records) >= bytes
 	}
 	r.mu.Unlock()
 	for _, q := range requests {
@@ -129,11 +156,18 @@ func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 			return batches, err
 		}
 		if moved > 0 {
-			poke(r.poked) // there may be more events after them
+			r.wake(nil) // there may be more events after them
 		}
 	}
 	r.outages.resolved(fetchOutage)
 	return batches, nil
+}
+
+func bytesOf(records []Record) (n int) {
+	for i := range records {
+		n += records[i].Bytes()
+	}
+	return n
 }
 
 // otherServer has the leases checked when the database turns out to be another server.
@@ -143,13 +177,24 @@ func (r *Relay) otherServer(err error) {
 	}
 }
 
-// fetchRequests returns a request for each idle shard of the given partitions, and by how much
-// the limits of a batch are divided for each. Caller holds mu.
-func (r *Relay) fetchRequests(idle []bool) (requests map[int]*fetchRequest, share int) {
+// choose returns the partitions to fetch, the requests for their shards, and by how much the limits of a
+// batch are divided for each. Shards that are woken in other partitions stay so. Caller holds mu.
+func (r *Relay) choose(all bool) (idle []bool, requests map[int]*fetchRequest, share int) {
+	// Only those that ask all shards make up for a backlog.
+	asks := func(shard int) bool { return all || r.woken[shard] && !r.workers[shard%r.partitions].full }
+	idle = r.idlePartitions(asks)
+	requests, share = r.fetchRequests(idle, asks)
+	maps.DeleteFunc(r.woken, func(id int, _ bool) bool { return requests[id] != nil || r.held[id] == nil })
+	return idle, requests, share
+}
+
+// fetchRequests returns a request for each idle shard of the given partitions that is to be asked, and
+// by how much the limits of a batch are divided for each. Caller holds mu.
+func (r *Relay) fetchRequests(idle []bool, asks func(shard int) bool) (requests map[int]*fetchRequest, share int) {
 	requests, share = map[int]*fetchRequest{}, 1
 	members := make([]int, r.partitions)
 	for _, sh := range r.held {
-		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && idle[p] {
+		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && idle[p] && asks(sh.id) {
 			requests[sh.id] = &fetchRequest{shard: sh, epoch: sh.epoch, above: sh.watermark, first: math.MaxInt64}
 			members[p]++
 		}
@@ -213,15 +258,18 @@ func (r *Relay) doneReading(read []bool) {
 	}
 }
 
-// idlePartitions chooses the partitions to fetch. Of those with a backlog it takes only some at
-// a time, so that fetching, sending and acknowledging overlap; if all were fetched at once, each
-// step would wait for the one before. Caller holds mu.
-func (r *Relay) idlePartitions() []bool {
-	idle := make([]bool, len(r.workers))
+// idlePartitions chooses the partitions to fetch, of those that have a shard to ask. It takes only some
+// at a time of those with a backlog, so that fetching, sending and acknowledging overlap; if all were
+// fetched at once, each step would wait for the one before. Caller holds mu.
+func (r *Relay) idlePartitions(asks func(shard int) bool) []bool {
+	idle, asked := make([]bool, len(r.workers)), make([]bool, len(r.workers))
+	for id := range r.held {
+		asked[id%r.partitions] = asked[id%r.partitions] || asks(id)
+	}
 	var full []int
 	for p, w := range r.workers {
-		idle[p] = !w.busy && !w.reading && !w.full
-		if !w.busy && !w.reading && w.full {
+		idle[p] = asked[p] && !w.busy && !w.reading && !w.full
+		if asked[p] && !w.busy && !w.reading && w.full {
 			full = append(full, p)
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -276,5 +278,89 @@ func TestWhatCannotBeCountedIsNotShown(t *testing.T) {
 	}
 	if pending, oldestAge, parked := count(); !math.IsNaN(pending) || !math.IsNaN(oldestAge) || !math.IsNaN(parked) {
 		t.Errorf("%v pending, the oldest for %v, %v parked", pending, oldestAge, parked)
+	}
+}
+
+// A relay that is woken for a key asks the shard of that key alone. If the shard's partition is busy it asks
+// when it no longer is, and a partition with a backlog is left to the fetches that ask all shards.
+func TestWokenForAKeyItAsksOneShard(t *testing.T) {
+	t.Parallel()
+	r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, workers: make([]partitionWorker, 4), woken: map[int]bool{},
+		held: map[int]*shard{}, poked: make(chan struct{}, 1)}
+	for id := range 90 { // the others are another relay's
+		r.held[id] = &shard{id: id}
+	}
+	asked := func(all bool) []int {
+		t.Helper()
+		idle, requests, _ := r.choose(all)
+		r.doneReading(idle)
+		return slices.Sorted(maps.Keys(requests))
+	}
+	check := func(what string, got []int, want ...int) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: asked %v, want %v", what, got, want)
+		}
+	}
+	r.wake([]int32{96 + 5, 7, 95})
+	check("woken for three", asked(false), 5, 7)
+	check("once more", asked(false))
+
+	r.workers[1].busy = true
+	r.wake([]int32{5, 7})
+	check("one partition is busy", asked(false), 7)
+	r.workers[1].busy = false
+	check("it is idle", asked(false), 5)
+
+	r.workers[3].full = true
+	r.wake([]int32{7})
+	check("a backlog", asked(false))
+	if got := asked(true); len(got) != 90 {
+		t.Errorf("asked %d shards, want all 90", len(got))
+	}
+	check("after all were asked", asked(false))
+
+	if r.due(false) {
+		t.Error("nothing says that all shards are to be asked")
+	}
+	if r.wake(nil); !r.due(false) || r.due(false) {
+		t.Error("woken without a key, all shards are to be asked once")
+	}
+}
+
+func TestANotificationNamesKeys(t *testing.T) {
+	t.Parallel()
+	w := &Waker{dirty: make(chan struct{}, 1)}
+	w.Wake("a", "b")
+	w.Wake("c")
+	want := []int32{schema.Hash("a"), schema.Hash("b"), schema.Hash("c")}
+	if got := hashesIn(w.payload()); !slices.Equal(got, want) {
+		t.Errorf("hashes %v, want %v", got, want)
+	}
+	w.Wake("a")
+	w.Wake()
+	w.Wake("b")
+	if got := w.payload(); got != "" {
+		t.Errorf("notified of %q, though not all keys are known", got)
+	}
+	for range mostHashes {
+		w.Wake("a")
+	}
+	if got := hashesIn(w.payload()); len(got) != mostHashes {
+		t.Errorf("%d hashes, want %d", len(got), mostHashes)
+	}
+	for range mostHashes + 1 {
+		w.Wake("a")
+	}
+	if got := w.payload(); got != "" {
+		t.Errorf("notified of %q, want of nothing in particular", got)
+	}
+	for _, payload := range []string{"", "lease", "[1, -1.5]", `["1"]`, "[99999999999]", "{}", "null", "[]"} {
+		if got := hashesIn(payload); len(got) > 0 {
+			t.Errorf("%q names %v", payload, got)
+		}
+	}
+	if got := hashesIn("[-3,4]"); !slices.Equal(got, []int32{4}) {
+		t.Errorf("a negative hash: %v", got)
 	}
 }

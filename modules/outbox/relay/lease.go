@@ -352,6 +352,7 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	if gone > 0 {
 		r.log.Warn("relay_shards_lost", zap.Int("shards", gone))
 	}
+	r.all = true
 	poke(r.poked)
 }
 

@@ -100,7 +100,7 @@ func (r *Relay) sweep(ctx context.Context) {
 				sh.watermark = 0
 			}
 			r.mu.Unlock()
-			poke(r.poked)
+			r.wake(nil)
 		}
 	}
 }

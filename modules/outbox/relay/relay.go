@@ -66,6 +66,8 @@ type Relay struct {
 	seen schema.Sightings // of the other relays; only keepLeases uses it
 
 	mu      sync.Mutex
+	woken   map[int]bool // shards that may have new pending events
+	all     bool         // any shard may
 	held    map[int]*shard
 	workers []partitionWorker // by partition
 	living  int
@@ -98,7 +100,7 @@ func New(db *database.DB, sink Sink, cfg Config, opt Options) (*Relay, error) {
 	}
 	r := &Relay{
 		db: db, sink: sink, cfg: cfg.withDefaults(), log: opt.Log, met: met, now: opt.Now, waker: opt.Waker,
-		tracer: opt.Tracer, id: id.String(), name: opt.Name, held: map[int]*shard{},
+		tracer: opt.Tracer, id: id.String(), name: opt.Name, held: map[int]*shard{}, woken: map[int]bool{},
 		refusals:   map[int64]time.Duration{},
 		watchEvery: watchEvery, sweepEvery: sweepEvery,
 		poked: make(chan struct{}, 1), more: make(chan struct{}, 1),
@@ -194,7 +196,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	defer r.store.close()
 	if r.waker != nil {
-		unsubscribe := r.waker.Subscribe(r.poked)
+		unsubscribe := r.waker.Subscribe(r.wake)
 		defer unsubscribe()
 	}
 
@@ -219,9 +221,10 @@ func (r *Relay) Run(ctx context.Context) error {
 		outer.Go(func() { r.trackStable(ctx) })
 		outer.Go(func() {
 			listen(ctx, r.db, func(payload string) {
-				poke(r.poked)
-				if r.waker != nil {
-					r.waker.wakeLocal()
+				if hashes := hashesIn(payload); r.waker != nil {
+					r.waker.wakeLocal(hashes) // this relay as well
+				} else {
+					r.wake(hashes)
 				}
 				if payload == "lease" {
 					poke(r.leases)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap/zaptest"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/retry"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -121,5 +123,33 @@ func TestRelayKeepsEveryPromiseWithoutFaults(t *testing.T) {
 		wg.Wait()
 		drained(t, db)
 		checkFile(t, log, path, 0)
+	})
+}
+
+// Whoever adds an event need not wake the relay: it polls, even if it is woken for other keys all the time.
+func TestRelayPollsWhileItIsWoken(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s, _ := file(t)
+		waker := relay.NewWaker(db)
+		t.Cleanup(waker.Close)
+		// Renewing its leases, it looks at everything as well.
+		startRelay(t, db, s, relay.Config{Lease: time.Hour}, relay.Options{Waker: waker})
+		outboxtest.AddKeys(t, db, "first")
+		drained(t, db)
+		ctx, stop := context.WithCancel(t.Context())
+		var waking sync.WaitGroup
+		waking.Go(func() {
+			for ctx.Err() == nil {
+				waker.Wake("other")
+				retry.Sleep(ctx, time.Millisecond)
+			}
+		})
+		defer waking.Wait()
+		defer stop()
+		for range 20 {
+			outboxtest.AddKeys(t, db, uuid.NewString())
+			drained(t, db)
+		}
 	})
 }

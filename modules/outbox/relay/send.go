@@ -15,7 +15,8 @@ import (
 // only when the leases are lost, when the relay is to stop between two attempts, or when ctx
 // ends.
 func (r *Relay) deliver(ctx context.Context, stopping context.Context, whole *batch) {
-	defer r.releaseBatch(whole)
+	sent := false
+	defer func() { r.releaseBatch(whole, sent) }()
 	rest := []*Batch{&whole.Batch}
 	for len(rest) > 0 {
 		b := rest[0]
@@ -52,6 +53,7 @@ func (r *Relay) deliver(ctx context.Context, stopping context.Context, whole *ba
 			rest = r.withoutParked(whole, rest, done)
 		}
 	}
+	sent = true
 }
 
 // advance raises the watermarks of the shards of a batch that was published as a whole, so that
@@ -266,9 +268,11 @@ func (r *Relay) acknowledge(ctx context.Context) {
 	}
 }
 
-// releaseBatch makes the worker of the partition and the shards idle.
-func (r *Relay) releaseBatch(b *batch) {
+// releaseBatch makes the worker of the partition and the shards idle. sent says that nothing of it is
+// left to do.
+func (r *Relay) releaseBatch(b *batch, sent bool) {
 	r.mu.Lock()
+	r.all = r.all || b.rest || !sent
 	r.workers[b.Partition].busy = false
 	leaving := false
 	for _, q := range b.requests {

@@ -242,7 +242,7 @@ func TestTheWatermarkPassesOnlyWhatIsPublished(t *testing.T) {
 			sh := &shard{id: 5, epoch: 1, parked: c.parked}
 			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, workers: make([]partitionWorker, 4),
 				held: map[int]*shard{5: sh}, now: time.Now}
-			requests, _ := r.fetchRequests([]bool{true, true, true, true})
+			requests, _ := r.fetchRequests([]bool{true, true, true, true}, func(int) bool { return true })
 			records := []Record{{Record: outbox.Record{ID: 10, Key: "waits"}, shard: 5},
 				{Record: outbox.Record{ID: 11, Key: "k"}, shard: 5}, {Record: outbox.Record{ID: 12, Key: "k"},
 					shard: 5}}

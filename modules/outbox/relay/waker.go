@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"sync"
 	"time"
@@ -27,9 +28,14 @@ type Waker struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 
-	mu    sync.Mutex
-	local []chan<- struct{}
+	mu     sync.Mutex
+	local  []*func(hashes []int32)
+	hashes []int32 // of the keys that the next notification names
+	all    bool    // it names none
 }
+
+// mostHashes is how many keys one notification names. With more it names none.
+const mostHashes = 32
 
 // NewWaker returns a waker for all relays of the database. The caller closes it.
 func NewWaker(db *database.DB) *Waker {
@@ -41,22 +47,52 @@ func NewWaker(db *database.DB) *Waker {
 	return w
 }
 
-// Wake tells relays that events were committed. Call it after the commit; it never blocks. On a nil
+// Wake tells relays that events of the keys were committed (see [outbox.WithKeys]). If none is named,
+// they look at all keys, which takes them longer. Call it after the commit; it never blocks. On a nil
 // waker it does nothing.
-func (w *Waker) Wake() {
+func (w *Waker) Wake(keys ...string) {
 	if w == nil {
 		return
 	}
-	w.wakeLocal()
+	hashes := make([]int32, len(keys))
+	for i, key := range keys {
+		hashes[i] = schema.Hash(key)
+	}
+	w.wakeLocal(hashes)
+	w.mu.Lock()
+	w.hashes = append(w.hashes, hashes...)
+	if len(keys) == 0 || len(w.hashes) > mostHashes {
+		w.hashes, w.all = nil, true
+	}
+	w.mu.Unlock()
 	poke(w.dirty)
 }
 
-func (w *Waker) wakeLocal() {
+func (w *Waker) wakeLocal(hashes []int32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, c := range w.local {
-		poke(c)
+	for _, wake := range w.local {
+		(*wake)(hashes)
 	}
+}
+
+// payload returns what to notify of. Relays of previous releases look at everything, whatever it is.
+func (w *Waker) payload() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	hashes, all := w.hashes, w.all
+	if w.hashes, w.all = nil, false; all {
+		return ""
+	}
+	return schema.JSON(hashes)
+}
+
+// hashesIn are the hashes of the keys that a notification names. It may name none.
+func hashesIn(payload string) (hashes []int32) {
+	if json.Unmarshal([]byte(payload), &hashes) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(hashes, func(h int32) bool { return h < 0 })
 }
 
 // Close stops the waker.
@@ -65,16 +101,16 @@ func (w *Waker) Close() {
 	w.done.Wait()
 }
 
-// Subscribe has c receive when events may have been committed: by this process, and if a relay runs
-// in it also by others.
-func (w *Waker) Subscribe(c chan<- struct{}) (unsubscribe func()) {
+// Subscribe has wake called when events may have been committed: by this process, and if a relay runs
+// in it also by others. It gets the hashes of their keys, or none if that is not known. It must not block.
+func (w *Waker) Subscribe(wake func(hashes []int32)) (unsubscribe func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.local = append(w.local, c)
+	w.local = append(w.local, &wake)
 	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.local = slices.DeleteFunc(w.local, func(other chan<- struct{}) bool { return other == c })
+		w.local = slices.DeleteFunc(w.local, func(other *func([]int32)) bool { return other == &wake })
 	}
 }
 
@@ -86,7 +122,7 @@ func (w *Waker) notify(ctx context.Context) {
 		case <-w.dirty:
 		}
 		// After an error relays learn of the events when they poll.
-		_, _ = w.db.ExecContext(ctx, `SELECT pg_notify(?, '')`, schema.Channel)
+		_, _ = w.db.ExecContext(ctx, `SELECT pg_notify(?, ?)`, schema.Channel, w.payload())
 		if !retry.Sleep(ctx, notifyEvery) {
 			return
 		}

@@ -145,7 +145,7 @@ func Rows(db database.IDB, rows [][]int64, columns ...string) (table string, arg
 }
 
 // JSON is numbers as the text of an argument.
-func JSON[T []int | [][]int64 | [][3]int64](numbers T) string {
+func JSON[T []int | []int32 | [][]int64 | [][3]int64](numbers T) string {
 	text, err := json.Marshal(numbers)
 	if err != nil { // numbers have a form in JSON
 		panic(err)
