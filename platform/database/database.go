@@ -184,13 +184,14 @@ func (db *DB) bound(ctx context.Context) {
 }
 
 // Exists reports whether there is a database to open: the settings name a server, or the SQLite
-// file exists, or it cannot be told, and then opening tells why. Opening would create a missing file.
+// file is there or left a -wal, or it cannot be told, and then opening tells why. Opening would make a missing file.
 func (c Config) Exists(dataDir string) bool {
 	if c.UsesPostgres() {
 		return true
 	}
-	_, err := os.Stat(c.sqlitePath(dataDir))
-	return !errors.Is(err, fs.ErrNotExist)
+	path := c.sqlitePath(dataDir)
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist) || walLeft(path)
 }
 
 // Describe names the database for a person, without credentials.
@@ -414,11 +415,15 @@ func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) (err error
 	return err
 }
 
+// Pooled reports whether something was noticed that may hand a connection on to another server connection after each
+// transaction.
+func (db *DB) Pooled() bool { return db.pooler != nil && db.pooler.Load() }
+
 // Prepared is the mode in which pgx runs a statement that every request needs: prepared by name,
 // with its plan kept. Through a pooler only its types are kept, since each transaction may get
 // another connection, on which the statement is not prepared.
 func (db *DB) Prepared() pgx.QueryExecMode {
-	if db.pooler != nil && db.pooler.Load() {
+	if db.Pooled() {
 		return pgx.QueryExecModeCacheDescribe
 	}
 	return pgx.QueryExecModeCacheStatement

@@ -22,11 +22,18 @@ type openFile struct {
 
 // newOpenFile makes the file if there is none.
 func newOpenFile(path string) (*openFile, error) {
+	left := walLeft(path) // before looking at the file: one that is being made has none yet
+	if _, err := os.Stat(path); left && errors.Is(err, fs.ErrNotExist) {
+		return nil, errMissing(path)
+	}
 	// SQLite would create its files with the umask's mode. Created here, the file belongs to the
 	// owner alone, and so do its -wal and -shm, which copy the mode.
 	made, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil {
-		err = made.Close()
+	if err == nil && left {
+		err = checkWAL(path, made)
+	}
+	if made != nil {
+		err = errors.Join(err, made.Close())
 	}
 	if err != nil {
 		return nil, err
@@ -40,6 +47,37 @@ func newOpenFile(path string) (*openFile, error) {
 	}
 	return f, nil
 }
+
+// walLeft reports whether a file has, or had, commits that are only in its -wal.
+func walLeft(path string) bool {
+	wal, err := os.Stat(path + "-wal")
+	return err == nil && wal.Size() > 0
+}
+
+// checkWAL refuses a file that the -wal in its place is not of. SQLite would bring that into it, which damages it. The
+// header of a file says that it has a -wal. It does not in what VACUUM INTO makes, as backups are.
+func checkWAL(path string, file io.ReaderAt) error {
+	var header [20]byte
+	switch n, _ := file.ReadAt(header[:], 0); {
+	case n == 0:
+		return errMissing(path)
+	case header[18] != 2:
+		return &strayWAL{path + " is not the file that " + path + "-wal is of, which would damage it",
+			"move the -wal away, to the file that was there before"}
+	}
+	return nil
+}
+
+// errMissing refuses a -wal without a file. SQLite would delete it, and with it what the file had not taken in yet.
+func errMissing(path string) error {
+	return &strayWAL{path + " is missing, and " + path + "-wal has what was written to it last",
+		"put the file back, or move its -wal away to begin with an empty database"}
+}
+
+// strayWAL is the error of a -wal without its file.
+type strayWAL struct{ found, remedy string }
+
+func (e *strayWAL) Error() string { return e.found }
 
 // check returns an error if the path does not lead to the open file any more. It takes about a microsecond.
 func (f *openFile) check() error {
@@ -97,6 +135,18 @@ type sqliteConn interface {
 type fileConn struct {
 	sqliteConn
 	file *openFile
+}
+
+// Close implements [driver.Conn]. If the file is not in its place any more, SQLite leaves the -wal there, and whoever
+// starts next would bring it into what is there then. So what it has goes into its own file before, unless others
+// still use that: then they do it.
+func (c fileConn) Close() error {
+	if c.file.check() != nil {
+		for _, statement := range []string{"PRAGMA busy_timeout(0)", "PRAGMA wal_checkpoint(TRUNCATE)"} {
+			_, _ = c.ExecContext(context.Background(), statement, nil)
+		}
+	}
+	return c.sqliteConn.Close()
 }
 
 // ResetSession implements [driver.SessionResetter]. It is called before each use but the first.

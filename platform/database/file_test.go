@@ -112,6 +112,136 @@ func TestAFileInThePlaceOfTheOpenOneIsAnother(t *testing.T) {
 	}
 }
 
+// Whoever puts another file in the place of the open one, or moves that away, and then restarts, finds all that was
+// written to either. SQLite leaves the -wal of the open one behind: it would be brought into the other file, which is
+// damaged then, or be deleted if there is none.
+func TestWhatWasWrittenIsInTheFileThatWasOpen(t *testing.T) {
+	t.Parallel()
+	for _, replaced := range []bool{true, false} {
+		dir := t.TempDir()
+		path, moved, copied := filepath.Join(dir, "authctl.db"), filepath.Join(dir, "moved.db"), filepath.Join(dir, "copy.db")
+		open := func(path string) *database.DB {
+			t.Helper()
+			db, err := database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path)}, database.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return db
+		}
+		rows := func(name string, want int) {
+			t.Helper()
+			db := open(name)
+			defer func() { _ = db.Close() }()
+			var state string
+			var n int
+			err := db.QueryRowContext(t.Context(), "PRAGMA integrity_check").Scan(&state)
+			if err == nil {
+				err = db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n)
+			}
+			if err != nil || state != "ok" || n != want {
+				t.Errorf("replaced: %v, %s: %d rows of %d, %s, %v", replaced, filepath.Base(name), n, want, state, err)
+			}
+		}
+		db := open(path)
+		const insert = `WITH RECURSIVE r (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 100)
+			INSERT INTO a SELECT n, hex(randomblob(500)) FROM r`
+		for _, statement := range []string{"CREATE TABLE a (n integer, t text)", insert, "VACUUM INTO '" + copied + "'",
+			"PRAGMA wal_checkpoint(TRUNCATE)", insert} {
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Rename(path, moved); err != nil {
+			t.Fatal(err)
+		}
+		if replaced {
+			if err := os.Rename(copied, path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if replaced {
+			rows(path, 100)
+		} else {
+			_ = open(path).Close() // an empty one
+		}
+		rows(moved, 200)
+	}
+}
+
+// After a crash the -wal has what the file lacks. SQLite would delete it where the file is missing, and bring it into a
+// backup that is put in its place.
+func TestTheWALOfAnotherFileIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "authctl.db")
+	db, err := database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path)}, database.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	copied := filepath.Join(dir, "copy.db")
+	for _, statement := range []string{"CREATE TABLE a (n integer)", "VACUUM INTO '" + copied + "'"} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(name string) []byte {
+		t.Helper()
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	left, own := read(path+"-wal"), read(path)
+	for _, test := range []struct {
+		name         string
+		file         []byte
+		says, remedy string
+	}{
+		{"none", nil, "is missing", "put the file back"}, {"an empty one", []byte{}, "is missing", "put the file back"},
+		{"a backup", read(copied), "is not the file", "move the -wal away"}, {"its own", own, "", ""},
+	} {
+		path := filepath.Join(t.TempDir(), "left.db")
+		if err := os.WriteFile(path+"-wal", left, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if test.file != nil {
+			if err := os.WriteFile(path, test.file, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg := database.Config{URL: config.Secret("sqlite:" + path)}
+		if !cfg.Exists("") {
+			t.Errorf("%s: nobody would look", test.name)
+		}
+		db, err := database.Open(t.Context(), cfg, database.Options{})
+		if test.says == "" {
+			var n int
+			if err == nil {
+				err = db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n)
+			}
+			if err = errors.Join(err, db.Close()); err != nil {
+				t.Errorf("%s: %v", test.name, err)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), "left.db "+test.says) ||
+			!strings.HasPrefix(database.Remedy(err, database.AnyTask), test.remedy) {
+			t.Errorf("%s: %v; %s", test.name, err, database.Remedy(err, database.AnyTask))
+		}
+		if !bytes.Equal(read(path+"-wal"), left) {
+			t.Errorf("%s: the -wal was changed", test.name)
+		}
+		if is, err := os.ReadFile(path); test.file == nil && err == nil || !bytes.Equal(is, test.file) {
+			t.Errorf("%s: the file was changed", test.name)
+		}
+	}
+}
+
 // "There is none yet" would be wrong advice to somebody who may not look.
 func TestAFileThatCannotBeLookedAtIsNotSaidToBeMissing(t *testing.T) {
 	t.Parallel()

@@ -116,6 +116,9 @@ func Remedy(err error, task Task) string {
 	if _, ok := errors.AsType[errReplaced](err); ok {
 		return "put it back, or restart to use what is there now"
 	}
+	if stray, ok := errors.AsType[*strayWAL](err); ok {
+		return stray.remedy
+	}
 	if !opening {
 		return ""
 	}
