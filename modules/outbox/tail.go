@@ -59,20 +59,21 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 	case !current:
 		above, err = schema.LastID(ctx, db)
 	}
-	var newest int64 // when the newest event was written that was shown, or might have been
+	var newest int64  // when the newest event was written that was shown, or might have been
+	var server string // that these are of
 	if err == nil {
-		err = db.QueryRowContext(ctx, "SELECT "+schema.Now(db)).Scan(&newest)
+		err = db.QueryRowContext(ctx, "SELECT "+schema.Now(db)+", "+schema.ThisServer(db)).Scan(&newest, &server)
 	}
 	if err != nil {
 		return fmt.Errorf("find where to begin: %w", err)
 	}
-	began, away, server := false, false, stable.Server
+	began, away := false, false
 	for {
 		begun := time.Now()
 		through := stable.ID // before the read: later ids can still appear in between, and are read again
 		last := above
 		for {
-			list, err := entries(ctx, db, Selection{FromID: last + 1, Key: opt.Key, Type: opt.Type}, 500)
+			list, from, err := entries(ctx, db, Selection{FromID: last + 1, Key: opt.Key, Type: opt.Type}, 500)
 			if opt.Follow && ctx.Err() != nil {
 				return nil
 			}
@@ -87,6 +88,11 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 				return err
 			}
 			began, away = true, false
+			// A connection that is gone is replaced without an error, by one to whatever server there is now.
+			if len(list) > 0 && opt.Follow && from != server {
+				through = min(through, last)
+				break
+			}
 			for _, e := range list {
 				last = e.ID
 				newest = max(newest, e.CreatedMS)
@@ -115,11 +121,16 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 				return nil
 			}
 			_, err := stable.Advance(ctx, "")
-			if err == nil && stable.Server != server {
+			var now string // stable.Server may be from before the server's statistics were reset
+			if err == nil {
+				err = db.QueryRowContext(ctx, "SELECT "+schema.ThisServer(db)).Scan(&now)
+			}
+			if err == nil && now != server {
 				var same int64
-				if same, err = writtenBy(ctx, db, newest); err == nil {
-					above, server = max(opt.From-1, min(above, same)), stable.Server
+				if same, now, err = writtenBy(ctx, db, newest); err == nil {
+					above, server = max(opt.From-1, min(above, same)), now
 					shown.forgetAbove(same)
+					stable = schema.StableWatermark{DB: db}
 				}
 			}
 			if err == nil {
@@ -138,11 +149,12 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 	}
 }
 
-// writtenBy is the highest id of an event that was written by a time. Another server may be a standby that had not
-// received all of them, and gives the ids of those that are lost to other events.
-func writtenBy(ctx context.Context, db *database.DB, ms int64) (id int64, err error) {
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM outbox_event WHERE created_ms <= ?`, ms).Scan(&id)
-	return id, err
+// writtenBy is the highest id of an event that was written by a time, and the server that says so. Another server may
+// be a standby that had not received all of them, and gives the ids of those that are lost to other events.
+func writtenBy(ctx context.Context, db *database.DB, ms int64) (id int64, server string, err error) {
+	err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0), `+schema.ThisServer(db)+` FROM outbox_event
+		WHERE created_ms <= ?`, ms).Scan(&id, &server)
+	return id, server, err
 }
 
 // idSet is a set of ids, most of which are consecutive. It takes about one bit for each.
@@ -170,13 +182,16 @@ func (s *idSet) forgetAbove(id int64) {
 	}
 }
 
-func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]Entry, error) {
+// entries reads events. Where there are any, it tells the server that they are of.
+func entries(ctx context.Context, db *database.DB, sel Selection, limit int) (list []Entry, server string, err error) {
 	where, args := sel.where()
-	return database.Collect(ctx, db, "read events", func(row database.Row) (e Entry, err error) {
-		err = row.Scan(append(e.fields(), &e.Where)...)
+	list, err = database.Collect(ctx, db, "read events", func(row database.Row) (e Entry, err error) {
+		err = row.Scan(append(e.fields(), &e.Where, &server)...)
 		return e, err
 	}, `SELECT e.id, coalesce(p.replay, false), `+recordColumns+`,
-			CASE WHEN p.id IS NOT NULL THEN 'pending' WHEN d.id IS NOT NULL THEN 'parked' ELSE 'published' END
+			CASE WHEN p.id IS NOT NULL THEN 'pending' WHEN d.id IS NOT NULL THEN 'parked' ELSE 'published' END,
+			(SELECT `+schema.ThisServer(db)+`)
 		FROM (SELECT e.* FROM outbox_event e WHERE `+where+` ORDER BY e.id LIMIT ?) e
 		LEFT JOIN outbox_pending p ON p.id = e.id LEFT JOIN outbox_dead d ON d.id = e.id ORDER BY e.id`, append(args, limit)...)
+	return list, server, err
 }

@@ -187,6 +187,52 @@ func TestFollowingShowsIDsThatAreGivenAgain(t *testing.T) {
 	}
 }
 
+// Who shows events may take his time. What comes after a page may then be of another server, although no read has
+// failed: the connections that are gone were replaced by others who use them.
+func TestFollowingLooksAtTheServerOfEachPage(t *testing.T) {
+	t.Parallel()
+	server := outboxtest.StartPostgres(t, "fsync = off")
+	db := dbtest.Open(t, server.URL)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	const page, kept = 500, 450
+	for i := range page + 1 {
+		outboxtest.AddKeys(t, db, fmt.Sprint(i))
+	}
+	ctx, stop := context.WithTimeout(t.Context(), testenv.Patience)
+	defer stop()
+	var seen []string
+	err := outbox.Tail(ctx, db, outbox.TailOptions{From: 1, Follow: true, Away: func(err error) {
+		t.Errorf("a read has failed: %v", err)
+	}}, func(e outbox.Entry) error {
+		switch seen = append(seen, e.Key); {
+		case len(seen) == page:
+			server.Crash(t)
+			server.Start(t)
+			testenv.Eventually(t, "the database", func() bool { return db.PingContext(t.Context()) == nil })
+			for _, statement := range []string{
+				fmt.Sprintf(`DELETE FROM outbox_pending WHERE id > %d`, kept),
+				fmt.Sprintf(`DELETE FROM outbox_event WHERE id > %d`, kept),
+				fmt.Sprintf(`SELECT setval('outbox_event_id', %d)`, kept),
+			} {
+				if _, err := db.ExecContext(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range page + 1 - kept {
+				outboxtest.AddKeys(t, db, fmt.Sprint("new ", i))
+			}
+		case e.Key == fmt.Sprint("new ", page-kept):
+			stop()
+		}
+		return nil
+	})
+	if err != nil || len(seen) != page+page+1-kept || seen[page] != "new 0" {
+		t.Errorf("seen %d events, %v: %q", len(seen), err, seen[min(page, len(seen)):])
+	}
+}
+
 // An event may be written after the tail has asked for the highest id and before it reads. It is shown once, also if
 // the next thing to happen is an outage.
 func TestFollowingShowsNothingTwiceAfterAnOutage(t *testing.T) {

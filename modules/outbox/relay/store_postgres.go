@@ -92,13 +92,9 @@ func (s *store) readPostgres(
 
 // onServer is [database.DB.Postgres] on the given server and no other.
 func (s *store) onServer(ctx context.Context, server string, fn func(*pgx.Conn) error) error {
-	return s.db.Postgres(ctx, func(conn *pgx.Conn) error {
-		found, err := schema.ServerOf(ctx, conn, server)
-		if err == nil && found != server {
-			err = errOtherServer
-		}
-		if err != nil {
-			return err
+	return schema.OnServer(ctx, s.db, server, func(conn *pgx.Conn, found string) error {
+		if found != server {
+			return errOtherServer
 		}
 		return fn(conn)
 	})

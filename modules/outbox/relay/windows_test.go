@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
@@ -237,6 +238,38 @@ func TestTheStableWatermarkIsOfOneServer(t *testing.T) {
 	}
 	r.server.Store(this)
 	reaches(2)
+}
+
+// A connection to a pooler stays when the server behind it is another one.
+func TestNothingIsDoneToAnotherServerBehindAPooler(t *testing.T) {
+	t.Parallel()
+	engine := outboxtest.StartPostgres(t, "fsync = off")
+	direct := dbtest.Open(t, engine.URL)
+	if _, err := migrations.Up(t.Context(), direct); err != nil {
+		t.Fatal(err)
+	}
+	// PgBouncer wants a password, which the server does not ask for.
+	db := dbtest.Open(t, dbtest.PgBouncer(t, strings.Replace(engine.URL, "postgres@", "postgres:x@", 1)))
+	s := opened(t, db)
+	outboxtest.AddKeys(t, direct, "a", "a", "a")
+	before, sent := server(t, db), read(t, s, 10, 1<<20)
+	// The connection that has been used is kept, and others take what fails while the server is away.
+	engine.Crash(t)
+	engine.Start(t)
+	testenv.Eventually(t, "the database", func() bool { return direct.PingContext(t.Context()) == nil })
+	if err := s.published(t.Context(), before, sent); !errors.Is(err, errOtherServer) {
+		t.Errorf("marked done: %v", err)
+	}
+	_, err := s.pendingOf(t.Context(), before, []int{sent[0].shard}, []int64{0}, 10, 1<<20)
+	if !errors.Is(err, errOtherServer) {
+		t.Errorf("read: %v", err)
+	}
+	if left := read(t, s, 10, 1<<20); ids(left) != "[1 2 3]" {
+		t.Errorf("left %v", ids(left))
+	}
+	if err := s.published(t.Context(), server(t, db), read(t, s, 10, 1<<20)); err != nil {
+		t.Errorf("on the right one: %v", err)
+	}
 }
 
 // On another server the ids of a batch may belong to other events.

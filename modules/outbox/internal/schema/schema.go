@@ -63,9 +63,33 @@ const thisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' 
 	"coalesce(inet_server_addr()::text, '') || ' ' || " +
 	"coalesce((SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal), '')"
 
-// ServerOf returns the server of a connection. It asks once for each connection, and again if
-// the answer is not the expected one, since statistics can be reset. expected may be empty.
-func ServerOf(ctx context.Context, conn *pgx.Conn, expected string) (string, error) {
+// OnServer is [database.DB.Postgres], and tells fn which server is at the other end. expected may be empty. Behind a
+// pooler a connection stays when that server is another one: there fn runs in a transaction, and nothing is known from
+// the one before.
+func OnServer(
+	ctx context.Context, db *database.DB, expected string, fn func(conn *pgx.Conn, server string) error,
+) error {
+	return db.Postgres(ctx, func(conn *pgx.Conn) error {
+		if !db.Pooled() {
+			server, err := serverOf(ctx, conn, expected)
+			if err != nil {
+				return err
+			}
+			return fn(conn, server)
+		}
+		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+			var server string
+			if err := tx.QueryRow(ctx, "SELECT "+thisPostgres).Scan(&server); err != nil {
+				return err
+			}
+			return fn(conn, server)
+		})
+	})
+}
+
+// serverOf returns the server of a connection. It asks once for each connection, and again if
+// the answer is not the expected one, since statistics can be reset.
+func serverOf(ctx context.Context, conn *pgx.Conn, expected string) (string, error) {
 	const mark = "outbox.server"
 	known := conn.PgConn().CustomData()
 	if server, ok := known[mark].(string); ok && (expected == "" || server == expected) {

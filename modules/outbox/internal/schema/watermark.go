@@ -37,10 +37,8 @@ func (w *StableWatermark) Advance(ctx context.Context, expected string) (bool, e
 	var last int64
 	var have []string
 	var server string
-	err := w.DB.Postgres(ctx, func(conn *pgx.Conn) (err error) {
-		if server, err = ServerOf(ctx, conn, expected); err != nil {
-			return err
-		}
+	err := OnServer(ctx, w.DB, expected, func(conn *pgx.Conn, on string) (err error) {
+		server = on
 		if err = conn.QueryRow(ctx, lastIDPostgres).Scan(&last); err != nil {
 			return err
 		}
