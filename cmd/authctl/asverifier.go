@@ -93,7 +93,10 @@ func (v asVerifier) inspect(ctx context.Context, text string) (auth.TokenReport,
 		report.Verdict += "; the service has no clients who may know what has ended"
 		return report, nil
 	}
-	return report, v.apply(ctx, server.Feed, secret, &report)
+	if err := v.apply(ctx, server.Feed, secret, &report); err != nil {
+		return auth.TokenReport{}, err // no verdict: the session may have ended
+	}
+	return report, nil
 }
 
 // check refuses metadata that a verifier refuses (RFC 8414 §3.3): of another issuer, or with

@@ -146,12 +146,12 @@ func askReadiness(ctx context.Context, url string) (readinessReport, error) {
 		return report, fmt.Errorf("nothing answers: %w", err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	if err != nil {
-		return report, fmt.Errorf("ask %s: %w", url, err)
-	}
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusServiceUnavailable {
 		return report, fmt.Errorf("%s answers %s: check that authctl listens there", url, response.Status)
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20)) // not after 101, where no context ends it
+	if err != nil {
+		return report, fmt.Errorf("ask %s: %w", url, err)
 	}
 	_ = json.Unmarshal(body, &report) // the status decides
 	report.Ready = response.StatusCode == http.StatusOK

@@ -12,6 +12,8 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -134,6 +136,37 @@ func TestHealthAsksAListenerWithTLS(t *testing.T) {
 		&out); code != exitDone || out.String() != "ready\n" {
 		t.Errorf("exit %d: %s", code, &out)
 	}
+}
+
+// After 101 net/http hands over the bare connection, and no context ends reading from it.
+func TestHealthIsNotHeldUpByAnotherProtocol(t *testing.T) {
+	t.Parallel()
+	over := make(chan struct{})
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+		<-over
+	}))
+	defer other.Close()
+	said := make(chan error, 1)
+	go func() {
+		_, err := askReadiness(t.Context(), other.URL)
+		said <- err
+	}()
+	select {
+	case err := <-said:
+		if err == nil || !strings.Contains(err.Error(), "answers 101") {
+			t.Errorf("it says %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("it waits for more")
+	}
+	close(over)
 }
 
 func TestTheServiceManagerIsToldOfTheStartAndTheStop(t *testing.T) {
