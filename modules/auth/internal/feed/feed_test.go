@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/modules/auth/internal/feed"
 	"github.com/toppira/authctl/platform/database"
@@ -620,11 +622,18 @@ func TestProcessesOfOneNameAreToldApart(t *testing.T) {
 }
 
 // Somebody has locked the table of the verifiers, for instance in a transaction that was left open. What ends
-// is told while the write to it still waits.
+// is told while the write to it still waits. When that is given up, the log says so: until they are written, the
+// followers seem to be gone, and authctl key promote waits for none of them.
 func TestALockOnTheVerifiersHoldsUpNoFollower(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
-	f := follow(t, open(t, db))
+	core, logs := observer.New(zap.WarnLevel)
+	watched, err := feed.New(db, feed.Options{Log: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = watched.Close() })
+	f := follow(t, watched)
 	f.ask(0)
 	left, over := dbtest.Begin(t, db)
 	if _, err := left.ExecContext(t.Context(), "LOCK TABLE verifier IN EXCLUSIVE MODE"); err != nil {
@@ -647,6 +656,9 @@ func TestALockOnTheVerifiersHoldsUpNoFollower(t *testing.T) {
 	if f.ended[sid.String()] != 1 || !waits() {
 		t.Errorf("the follower was told %v, or only after the write", f.ended)
 	}
+	testenv.Eventually(t, "the log says that it was given up", func() bool {
+		return logs.FilterMessage("verifiers_not_written").Len() > 0
+	})
 	if err := over(false); err != nil {
 		t.Fatal(err)
 	}

@@ -133,10 +133,10 @@ func (r *registry) due() []entry {
 
 // write writes what was due.
 func (r *registry) write(ctx context.Context, log *zap.Logger, list []entry) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	bounded, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	err := writeVerifiers(ctx, r.db, list)
-	if err != nil && ctx.Err() == nil {
+	err := writeVerifiers(bounded, r.db, list)
+	if err != nil && ctx.Err() == nil { // the feed is not closed
 		log.Warn("verifiers_not_written", zap.Error(err))
 	}
 	r.mu.Lock()
