@@ -250,16 +250,17 @@ func (v *Verifier) fetchKeys(ctx context.Context, s *server, etag *string) (time
 
 // maxAge is how long an answer may be kept (RFC 9111 §4.2), within reason. Of that, it has spent Age in a cache.
 func maxAge(h http.Header) time.Duration {
-	lifetime := maxAgeOf(h)
-	spent, err := strconv.Atoi(h.Get("Age"))
-	if err != nil || spent <= 0 {
-		return lifetime
+	lifetime := lifetimeOf(h)
+	left := lifetime
+	if spent, err := strconv.Atoi(h.Get("Age")); err == nil && spent > 0 {
+		// A cache that gives nothing newer is not asked without end.
+		left = min(lifetime, max(lifetime-spent, int(unknownEvery/time.Second)))
 	}
-	left := lifetime - time.Duration(min(spent, int(longestMaxAge/time.Second)))*time.Second
-	return min(lifetime, max(left, unknownEvery)) // a cache that gives nothing newer is not asked without end
+	return time.Duration(min(left, int(longestMaxAge/time.Second))) * time.Second
 }
 
-func maxAgeOf(h http.Header) time.Duration {
+// lifetimeOf is max-age, in seconds.
+func lifetimeOf(h http.Header) int {
 	for directive := range strings.SplitSeq(strings.Join(h.Values("Cache-Control"), ","), ",") {
 		value, is := strings.CutPrefix(strings.ToLower(strings.TrimSpace(directive)), "max-age=")
 		n, err := strconv.Atoi(strings.Trim(value, `"`))
@@ -267,10 +268,10 @@ func maxAgeOf(h http.Header) time.Duration {
 			err = nil
 		}
 		if is && err == nil {
-			return time.Duration(min(max(n, 1), int(longestMaxAge/time.Second))) * time.Second
+			return max(n, 1)
 		}
 	}
-	return defaultMaxAge
+	return int(defaultMaxAge / time.Second)
 }
 
 // jitter keeps many verifiers from asking at one moment.

@@ -429,4 +429,7 @@ func TestHowLongKeysAreUsed(t *testing.T) {
 	if got := maxAge(http.Header{"Cache-Control": {"max-age=1"}, "Age": {"5"}}); got != time.Second {
 		t.Errorf("a second, and older: %v", got)
 	}
+	if got := maxAge(http.Header{"Cache-Control": {"max-age=86400"}, "Age": {"7200"}}); got != longestMaxAge {
+		t.Errorf("of a day, of which two hours are over: %v", got)
+	}
 }
