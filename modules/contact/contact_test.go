@@ -543,7 +543,6 @@ func TestOneOfManyUsesAChallenge(t *testing.T) {
 	})
 }
 
-// K3: five tries, each counted before the comparison, however many run at once.
 func TestACodeMayBeTypedInManyWays(t *testing.T) {
 	t.Parallel()
 	for _, typed := range []string{"ABCD-2345", "abcd2345", " abcd 2345 ", "ABCD–2345", "ＡＢＣＤ－２３４５", "ａｂｃｄ　２３４５"} {
@@ -553,6 +552,7 @@ func TestACodeMayBeTypedInManyWays(t *testing.T) {
 	}
 }
 
+// K3: five tries, each counted before the comparison, however many run at once.
 func TestACodeHasFiveTries(t *testing.T) {
 	t.Parallel()
 	each(t, plain(), func(t *testing.T, env *testEnv) {

@@ -483,6 +483,9 @@ func bracket(address string) string { return "<" + address + ">" }
 // tried until it has expired.
 var aboutUs = regexp.MustCompile(`(?i)^5\.(7\.\d|1\.[78]\b|4\.5\b)|\(#5\.7\.|\brelay|\bsend(er|as|ing)|\bnot verified\b`)
 
+// addresses are those that an answer repeats: strangers choose them, and any word may be in them.
+var addresses = regexp.MustCompile(`\S+@\S+`)
+
 // classify says what happens to a mail that was not taken. If the server refuses the recipient
 // or the mail for good, it is not tried again; faults of the sender or of the server can be corrected, so
 // the mail waits.
@@ -498,7 +501,7 @@ func classify(err error) error {
 	if !answered || answer.Code < 500 {
 		return err
 	}
-	if aboutUs.MatchString(answer.Msg) {
+	if aboutUs.MatchString(addresses.ReplaceAllString(answer.Msg, "")) {
 		return err
 	}
 	switch answer.Code {

@@ -191,6 +191,8 @@ func TestARefusalOfUsIsNoneOfTheRecipient(t *testing.T) {
 		{"end of DATA", 550, "From header sender domain not verified.", "again"}, // SMTP2GO
 		{"RCPT", 550, "5.1.1 <alice@example.net>: Recipient address rejected: User unknown in local recipient table",
 			"refused"}, // Postfix
+		{"RCPT", 550, "5.1.1 <sender.relay@example.net>: Recipient address rejected: User unknown in virtual table",
+			"refused"}, // Postfix, and the word is one of the address
 		{"RCPT", 550, "Unrouteable address", "refused"},                              // Exim
 		{"RCPT", 550, "5.4.1 Recipient address rejected: Access denied.", "refused"}, // Microsoft
 		{"RCPT", 550, "5.1.1 The email account that you tried to reach does not exist. Please try double-checking " +

@@ -10,6 +10,8 @@
 //	authctl:session:{USER}:reused      set     session ids stopped and not yet committed
 //	authctl:session:memory             hash    since when the store is known to forget nothing
 //	authctl:session:memory:{TAG}       hash    the same of a part of a cluster's slots
+//	authctl:session:scanning:{TAG}     string  somebody searches the server of this slot for stopped sessions
+//	authctl:session:scan:{TAG}         string  how far the search came
 //
 // What decides is done by a script, in one round trip, by the server's clock. Losing any of
 // it signs people out and nothing else. Redis 5 or newer; the server must not evict.
