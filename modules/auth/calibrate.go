@@ -8,20 +8,14 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/password"
 )
 
-// HashCost is what hashing one password costs on one core of this machine.
-type HashCost struct {
-	BcryptCost  int           `json:"bcrypt_cost"`
-	BcryptTakes time.Duration `json:"bcrypt_takes_ns"`
-
-	Argon2Memory int           `json:"argon2_memory_mib"`
-	Argon2Takes  time.Duration `json:"argon2_takes_ns"`
-}
+// HashCost is what hashing one password costs on one core of this machine: BcryptCost and BcryptTakes, Argon2Memory
+// (MiB) and Argon2Takes.
+type HashCost = password.Calibration
 
 // CalibrateHashing measures this machine and returns the strongest settings with which one hash takes
 // at most target, but never weaker ones than are safe. On a busy machine it errs on the low side.
 func CalibrateHashing(ctx context.Context, target time.Duration) (HashCost, error) {
-	c, err := password.Calibrate(ctx, target)
-	return HashCost(c), err
+	return password.Calibrate(ctx, target)
 }
 
 // HashTime estimates how long one hash takes with the settings. It measures a cheap one and

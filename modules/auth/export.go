@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -27,16 +26,12 @@ type ExportOptions struct {
 // memory, and returns their number. It is not a snapshot: an account that changes meanwhile is
 // written as before or as after the change.
 func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (int64, error) {
-	write, flush := userfile.WriteNDJSON(w)
-	switch opt.Format {
-	case userfile.FormatNDJSON:
-	case userfile.FormatCSV:
-		write, flush = userfile.WriteCSV(w, opt.PasswordHashes)
-	default:
-		return 0, fmt.Errorf("there is no export as %q", opt.Format)
+	write, err := userfile.Write(w, opt.Format, opt.PasswordHashes)
+	if err != nil {
+		return 0, err
 	}
 	n := int64(0)
-	err := s.accountPages(ctx, func(page []account) error {
+	err = s.accountPages(ctx, func(page []account) error {
 		ids := make([]uuid.UUID, len(page))
 		for i, a := range page {
 			ids[i] = a.ID
@@ -68,7 +63,6 @@ func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (i
 		}
 		return nil
 	})
-	err = errors.Join(err, flush())
 	if err == nil || n > 0 { // what was written before an error is out
 		s.security.Info("users_exported", zap.Int64("users", n), zap.Bool("password_hashes", opt.PasswordHashes),
 			zap.String("by", byAdmin))

@@ -146,7 +146,11 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 		rec, err := in.Next()
 		switch {
 		case errors.Is(err, io.EOF) && found == 0:
-			return errors.Join(fmt.Errorf("the input has no account %q", name), hintError(in.Hint()))
+			err := fmt.Errorf("the input has no account %q", name)
+			if hint := in.Hint(); hint != "" {
+				err = fmt.Errorf("%w\n%s", err, hint)
+			}
+			return err
 		case errors.Is(err, io.EOF), err == nil && found == mostFound:
 			return fmt.Errorf("the password is not that of %q: check how it is typed, and that the source and "+
 				"its hash parameters are right", name)
@@ -176,13 +180,6 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 			return nil
 		}
 	}
-}
-
-func hintError(hint string) error {
-	if hint == "" {
-		return nil
-	}
-	return errors.New(hint)
 }
 
 type importer struct {

@@ -196,15 +196,12 @@ func (l *Loader) accounts(ctx context.Context, n int) error {
 
 // start is the session of a probe, or the i-th of n sessions. The accounts take turns.
 func (l *Loader) start(i, n int, probe bool) session.Start {
+	var t session.Token
 	if probe {
-		t := l.tokens[i]
-		return start(t)
+		t = l.tokens[i]
+	} else {
+		t = l.codec.Mint(l.AccountID(i), l.place(kindSession, i, i, n, sessionsSince), 1)
 	}
-	user := l.AccountID(i)
-	return start(l.codec.Mint(user, l.place(kindSession, i, i, n, sessionsSince), 1))
-}
-
-func start(t session.Token) session.Start {
 	return session.Start{
 		ID: t.SessionID(), UserID: t.UserID(), Hash: t.Hash(), DeviceName: "Firefox on Linux", IP: "192.0.2.1",
 		UserAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0",
@@ -217,18 +214,18 @@ func start(t session.Token) session.Start {
 func (l *Loader) BegunSessions(ctx context.Context, n int) error {
 	columns := []string{"sid", "user_id", "epoch", "began_at", "expires_at"}
 	return l.fill(ctx, "begun_session", columns, n, func(i int, probe bool) []any {
-		s := l.ids(i, n, probe)
-		at := time.Unix(s[0].Time().UnixTime())
-		return []any{[16]byte(s[0]), [16]byte(s[1]), int64(0), at, at.Add(sessionMaxAge + 6*time.Hour)}
+		sid, user := l.ids(i, n, probe)
+		at := time.Unix(sid.Time().UnixTime())
+		return []any{[16]byte(sid), [16]byte(user), int64(0), at, at.Add(sessionMaxAge + 6*time.Hour)}
 	})
 }
 
 // ids returns the ids of a session and its account, without the token.
-func (l *Loader) ids(i, n int, probe bool) [2]uuid.UUID {
+func (l *Loader) ids(i, n int, probe bool) (sid, user uuid.UUID) {
 	if probe {
-		return [2]uuid.UUID{l.tokens[i].SessionID(), l.tokens[i].UserID()}
+		return l.tokens[i].SessionID(), l.tokens[i].UserID()
 	}
-	return [2]uuid.UUID{l.place(kindSession, i, i, n, sessionsSince), l.AccountID(i)}
+	return l.place(kindSession, i, i, n, sessionsSince), l.AccountID(i)
 }
 
 // SessionsInDatabase writes the records of n sessions and those of the probes for servers without Redis.

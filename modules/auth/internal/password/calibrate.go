@@ -7,11 +7,11 @@ import (
 
 // Calibration suggests settings for this machine.
 type Calibration struct {
-	BcryptCost  int
-	BcryptTakes time.Duration // one hash on one core
+	BcryptCost  int           `json:"bcrypt_cost"`
+	BcryptTakes time.Duration `json:"bcrypt_takes_ns"` // one hash on one core
 
-	Argon2Memory int // MiB
-	Argon2Takes  time.Duration
+	Argon2Memory int           `json:"argon2_memory_mib"`
+	Argon2Takes  time.Duration `json:"argon2_takes_ns"`
 }
 
 // The least that is suggested, however slow the machine: what OWASP's Password Storage

@@ -128,41 +128,33 @@ type parser func(prefix, rest string) (hash, error)
 
 func parseScheme(encoded string) (hash, error) {
 	for _, known := range []struct {
-		prefix string
-		parse  parser
+		parse    parser
+		prefixes []string
 	}{
-		{"$2a$", parseBcrypt(bcryptHash)},
-		{"$2b$", parseBcrypt(bcryptHash)},
-		{"$2y$", parseBcrypt(bcryptHash)},
-		{"$wp$2y$", parseBcrypt(wordPress)},
-		{"bcrypt$$2a$", parseBcrypt(djangoBcrypt)},
-		{"bcrypt$$2b$", parseBcrypt(djangoBcrypt)},
-		{"bcrypt$$2y$", parseBcrypt(djangoBcrypt)},
-		{bcryptHMACPrefix, parseBcrypt(bcryptHMAC)},
-		{"$bcrypt-sha256$2a,", parseBcrypt(bcryptSHA256)},
-		{"$bcrypt-sha256$2b,", parseBcrypt(bcryptSHA256)},
-		{"bcrypt_sha256$$2a$", parseBcrypt(djangoBcryptSHA256)},
-		{"bcrypt_sha256$$2b$", parseBcrypt(djangoBcryptSHA256)},
-		{"bcrypt_sha256$$2y$", parseBcrypt(djangoBcryptSHA256)},
-		{argon2idPrefix, parseArgon2(Argon2id)},
-		{"$argon2i$v=19$", parseArgon2(Argon2i)},
-		{"argon2$argon2id$v=19$", parseArgon2(Argon2id)},
-		{"argon2$argon2i$v=19$", parseArgon2(Argon2i)},
-		{"$scrypt$", parseScrypt},
-		{"scrypt$", parseDjangoScrypt},
-		{"$fbscrypt$", parseFirebaseScrypt},
-		{"$pbkdf2$", parsePBKDF2(PBKDF2SHA1)},
-		{"$pbkdf2-sha1$", parsePBKDF2(PBKDF2SHA1)},
-		{"$pbkdf2-sha256$", parsePBKDF2(PBKDF2SHA256)},
-		{"$pbkdf2-sha512$", parsePBKDF2(PBKDF2SHA512)},
-		{"pbkdf2_sha1$", parseDjangoPBKDF2(PBKDF2SHA1)},
-		{"pbkdf2_sha256$", parseDjangoPBKDF2(PBKDF2SHA256)},
-		{"{SSHA}", parseSaltedSHA(SaltedSHA1)},
-		{"{SSHA256}", parseSaltedSHA(SaltedSHA256)},
-		{"{SSHA512}", parseSaltedSHA(SaltedSHA512)},
+		{parseBcrypt(bcryptHash), []string{"$2a$", "$2b$", "$2y$"}},
+		{parseBcrypt(wordPress), []string{"$wp$2y$"}},
+		{parseBcrypt(djangoBcrypt), []string{"bcrypt$$2a$", "bcrypt$$2b$", "bcrypt$$2y$"}},
+		{parseBcrypt(bcryptHMAC), []string{bcryptHMACPrefix}},
+		{parseBcrypt(bcryptSHA256), []string{"$bcrypt-sha256$2a,", "$bcrypt-sha256$2b,"}},
+		{parseBcrypt(djangoBcryptSHA256), []string{"bcrypt_sha256$$2a$", "bcrypt_sha256$$2b$", "bcrypt_sha256$$2y$"}},
+		{parseArgon2(Argon2id), []string{argon2idPrefix, "argon2$argon2id$v=19$"}},
+		{parseArgon2(Argon2i), []string{"$argon2i$v=19$", "argon2$argon2i$v=19$"}},
+		{parseScrypt, []string{"$scrypt$"}},
+		{parseDjangoScrypt, []string{"scrypt$"}},
+		{parseFirebaseScrypt, []string{"$fbscrypt$"}},
+		{parsePBKDF2(PBKDF2SHA1), []string{"$pbkdf2$", "$pbkdf2-sha1$"}},
+		{parsePBKDF2(PBKDF2SHA256), []string{"$pbkdf2-sha256$"}},
+		{parsePBKDF2(PBKDF2SHA512), []string{"$pbkdf2-sha512$"}},
+		{parseDjangoPBKDF2(PBKDF2SHA1), []string{"pbkdf2_sha1$"}},
+		{parseDjangoPBKDF2(PBKDF2SHA256), []string{"pbkdf2_sha256$"}},
+		{parseSaltedSHA(SaltedSHA1), []string{"{SSHA}"}},
+		{parseSaltedSHA(SaltedSHA256), []string{"{SSHA256}"}},
+		{parseSaltedSHA(SaltedSHA512), []string{"{SSHA512}"}},
 	} {
-		if rest, ok := strings.CutPrefix(encoded, known.prefix); ok {
-			return known.parse(known.prefix, rest)
+		for _, prefix := range known.prefixes {
+			if rest, ok := strings.CutPrefix(encoded, prefix); ok {
+				return known.parse(prefix, rest)
+			}
 		}
 	}
 	if betterAuthForm(encoded) {

@@ -13,7 +13,6 @@ package password
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"unicode/utf8"
@@ -38,7 +37,7 @@ type Options struct {
 	Registry prometheus.Registerer
 	// Key decides which kind of hash a missing account seems to have. It must be secret, and
 	// the same on every node and after every start, or a name that changes its behaviour shows that
-	// it has no account. Random when empty.
+	// it has no account.
 	Key []byte
 	// ReserveProcs raises GOMAXPROCS by the number of workers, for a process that also
 	// serves. It lasts as long as the process.
@@ -52,10 +51,6 @@ type Options struct {
 func New(cfg Config, opt Options) (*Passwords, error) {
 	cfg = cfg.withDefaults()
 	cfg.Workers = cfg.workers() // before there are more Ps than CPUs
-	if len(opt.Key) == 0 {
-		opt.Key = make([]byte, 32)
-		_, _ = rand.Read(opt.Key) // never fails
-	}
 	policy, err := newPolicy(cfg, opt.Context)
 	if err != nil {
 		return nil, err
@@ -180,7 +175,7 @@ func (p *Passwords) Verify(ctx context.Context, canonical, password string,
 	// they match the first.
 	again := !bytes.Equal(typed, normal)
 	var result Result
-	err := p.pool.Do(ctx, prepare, func() error {
+	err := p.pool.do(ctx, signIn, prepare, func() error {
 		result.OK = h.matches(normal)
 		if again && h.matches(typed) && !result.OK {
 			result = Result{OK: true, Rehash: true}

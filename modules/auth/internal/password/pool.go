@@ -150,15 +150,11 @@ func (p *Pool) waiting() int {
 	return p.queues[signIn].Len() + p.queues[registration].Len() + p.near
 }
 
-// Do calls prepare, on the goroutine of the caller, when a worker is about to be free, then
+// do calls prepare, on the goroutine of the caller, when a worker is about to be free, then
 // runs the function on a worker and returns its error. It returns [ErrOverloaded] when no
 // worker became free in time, the error of prepare, and the error of ctx when that ended
 // first; the function has then not been started, unless ctx ended while it ran: then it
 // finishes unobserved.
-func (p *Pool) Do(ctx context.Context, prepare, run func() error) error {
-	return p.do(ctx, signIn, prepare, run)
-}
-
 func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -299,10 +295,10 @@ func (p *Pool) take(j *job) {
 func (p *Pool) callNear() {
 	for p.near < p.workers {
 		queue := p.nextQueue()
-		if queue == nil {
+		e := queue.Front()
+		if e == nil {
 			return
 		}
-		e := queue.Front()
 		if p.now().Sub(e.Value.(*job).at) > p.maxWait/2 {
 			e = queue.Back()
 		}
@@ -313,22 +309,18 @@ func (p *Pool) callNear() {
 	}
 }
 
-// nextQueue is the queue whose turn it is, nil when nobody waits. The caller holds the lock.
+// nextQueue is the queue whose turn it is, an empty one when nobody waits. The caller holds the lock.
 func (p *Pool) nextQueue() *list.List {
 	signIns, registrations := &p.queues[signIn], &p.queues[registration]
-	switch {
-	case signIns.Len() > 0 && registrations.Len() > 0:
-		p.turn = (p.turn + 1) % registrationShare
-		if p.turn == 0 {
-			return registrations
-		}
-		return signIns
-	case signIns.Len() > 0:
-		return signIns
-	case registrations.Len() > 0:
+	if signIns.Len() == 0 {
 		return registrations
 	}
-	return nil
+	if registrations.Len() > 0 {
+		if p.turn = (p.turn + 1) % registrationShare; p.turn == 0 {
+			return registrations
+		}
+	}
+	return signIns
 }
 
 // withdraw takes the job out of where it waits and says so with an error; nil means that it

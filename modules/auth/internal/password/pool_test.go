@@ -40,7 +40,7 @@ func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
 	all.Go(func() {
 		hold := func() error { close(held); <-let; return nil }
 		// On a busy machine an idle thread may not begin within the shortest waits under test.
-		for errors.Is(p.Do(context.Background(), nothing, hold), ErrOverloaded) {
+		for errors.Is(p.do(context.Background(), signIn, nothing, hold), ErrOverloaded) {
 		}
 	})
 	<-held
@@ -67,7 +67,7 @@ func order(t *testing.T, between func(*clock)) []int {
 	var all sync.WaitGroup
 	for i := range 4 {
 		all.Go(func() {
-			if err := p.Do(t.Context(), nothing, func() error { ran = append(ran, i); return nil }); err != nil {
+			if err := p.do(t.Context(), signIn, nothing, func() error { ran = append(ran, i); return nil }); err != nil {
 				t.Error(err)
 			}
 		})
@@ -100,18 +100,18 @@ func TestOneMoreThanTheQueueHoldsIsTurnedAwayUnhashed(t *testing.T) {
 	p.shortHold = time.Millisecond
 	var all sync.WaitGroup
 	for i := range 2 {
-		all.Go(func() { _ = p.Do(t.Context(), nothing, func() error { return nil }) })
+		all.Go(func() { _ = p.do(t.Context(), signIn, nothing, func() error { return nil }) })
 		queue(t, p, i+1)
 	}
 	var f *fault.Fault
-	err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil })
+	err := p.do(t.Context(), signIn, nothing, func() error { t.Error("it ran"); return nil })
 	if !errors.Is(err, ErrOverloaded) || !errors.As(err, &f) || f.RetryAfter < time.Second ||
 		f.RetryAfter > 31*time.Second {
 		t.Errorf("%v", err)
 	}
 	release()
 	all.Wait()
-	if err := p.Do(t.Context(), nothing, func() error { return nil }); err != nil {
+	if err := p.do(t.Context(), signIn, nothing, func() error { return nil }); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -119,7 +119,7 @@ func TestOneMoreThanTheQueueHoldsIsTurnedAwayUnhashed(t *testing.T) {
 func TestWhoWaitsTooLongIsTurnedAwayUnhashed(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{QueueWait: time.Millisecond})
-	err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil })
+	err := p.do(t.Context(), signIn, nothing, func() error { t.Error("it ran"); return nil })
 	if !errors.Is(err, ErrOverloaded) {
 		t.Errorf("%v", err)
 	}
@@ -135,7 +135,7 @@ func TestWhoLeavesIsForgotten(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	all.Go(func() {
-		if err := p.Do(ctx, nothing,
+		if err := p.do(ctx, signIn, nothing,
 			func() error { t.Error("it ran"); return nil }); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v", err)
 		}
@@ -157,13 +157,13 @@ func TestAsManyAreMadeReadyAsThereAreWorkers(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 3 {
 		all.Go(func() {
-			if err := p.Do(ctx, prepare, func() error { return nil }); !errors.Is(err, context.Canceled) {
+			if err := p.do(ctx, signIn, prepare, func() error { return nil }); !errors.Is(err, context.Canceled) {
 				t.Errorf("%v", err)
 			}
 		})
 		queue(t, p, i+1)
 	}
-	if err := p.Do(t.Context(), prepare, func() error { return nil }); !errors.Is(err, ErrOverloaded) {
+	if err := p.do(t.Context(), signIn, prepare, func() error { return nil }); !errors.Is(err, ErrOverloaded) {
 		t.Errorf("%v", err)
 	}
 	p.mu.Lock()
@@ -180,7 +180,7 @@ func TestAsManyAreMadeReadyAsThereAreWorkers(t *testing.T) {
 	leave()
 	all.Wait()
 	release()
-	if err := p.Do(t.Context(), prepare, func() error { return nil }); err != nil {
+	if err := p.do(t.Context(), signIn, prepare, func() error { return nil }); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -191,7 +191,7 @@ func TestWhatCannotBePreparedKeepsNobodysPlace(t *testing.T) {
 	run := func() error { t.Error("it ran"); return nil }
 	away := errors.New("away")
 	for range 3 {
-		if err := p.Do(t.Context(), func() error { return away }, run); !errors.Is(err, away) {
+		if err := p.do(t.Context(), signIn, func() error { return away }, run); !errors.Is(err, away) {
 			t.Errorf("%v", err)
 		}
 		func() {
@@ -200,12 +200,12 @@ func TestWhatCannotBePreparedKeepsNobodysPlace(t *testing.T) {
 					t.Error("the panic was swallowed")
 				}
 			}()
-			_ = p.Do(t.Context(), func() error { panic("odd") }, run)
+			_ = p.do(t.Context(), signIn, func() error { panic("odd") }, run)
 		}()
 	}
 	queue(t, p, 0)
 	release()
-	if err := p.Do(t.Context(), nothing, func() error { return nil }); err != nil {
+	if err := p.do(t.Context(), signIn, nothing, func() error { return nil }); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -214,7 +214,7 @@ func TestCloseTurnsAwayWhatIsBeingPrepared(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{QueueWait: time.Minute})
 	var closing sync.WaitGroup
-	err := p.Do(t.Context(), func() error {
+	err := p.do(t.Context(), signIn, func() error {
 		closing.Go(p.Close)
 		for { // until it has begun
 			p.mu.Lock()
@@ -267,7 +267,7 @@ func TestThoseWhoCameTogetherAreNotRefusedTogether(t *testing.T) {
 		start := time.Now()
 		for range 1000 {
 			all.Go(func() {
-				err := p.Do(t.Context(), nothing, nothing)
+				err := p.do(t.Context(), signIn, nothing, nothing)
 				after := time.Since(start)
 				if !errors.Is(err, ErrOverloaded) || after < 4*time.Second || after > 5*time.Second {
 					t.Errorf("%v after %v, want a refusal after 4 to 5 s", err, after)
@@ -290,13 +290,13 @@ func TestAPanicFailsOneHashOnly(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{QueueWait: testenv.Patience})
 	release()
-	if err := p.Do(t.Context(), nothing, func() error {
+	if err := p.do(t.Context(), signIn, nothing, func() error {
 		panic("odd")
 	}); err == nil || !strings.Contains(err.Error(), "panic: odd") {
 		t.Errorf("%v", err)
 	}
 	want := errors.New("its own")
-	if err := p.Do(t.Context(), nothing, func() error { return want }); !errors.Is(err, want) {
+	if err := p.do(t.Context(), signIn, nothing, func() error { return want }); !errors.Is(err, want) {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -306,7 +306,7 @@ func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
 	p, _, release := startPool(t, Config{QueueWait: time.Minute})
 	var all sync.WaitGroup
 	all.Go(func() {
-		if err := p.Do(t.Context(), nothing,
+		if err := p.do(t.Context(), signIn, nothing,
 			func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrClosed) {
 			t.Errorf("%v", err)
 		}
@@ -323,7 +323,7 @@ func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
 	release()
 	<-closed
 	all.Wait()
-	if err := p.Do(t.Context(), nothing, func() error { return nil }); !errors.Is(err, ErrClosed) {
+	if err := p.do(t.Context(), signIn, nothing, func() error { return nil }); !errors.Is(err, ErrClosed) {
 		t.Errorf("%v", err)
 	}
 }
@@ -346,7 +346,7 @@ func TestMoreThanTheWorkersNeverRunAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range 200 {
 		all.Go(func() {
-			if err := p.Do(t.Context(), nothing, func() error {
+			if err := p.do(t.Context(), signIn, nothing, func() error {
 				n := running.Add(1)
 				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 				}
@@ -371,7 +371,7 @@ func TestTheMetricsOfThePool(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if err := p.Do(t.Context(), nothing, func() error { return nil }); err != nil {
+	if err := p.do(t.Context(), signIn, nothing, func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	families, err := reg.Gather()
@@ -434,12 +434,12 @@ func TestARefusalForWantOfAPlaceIsHeld(t *testing.T) {
 	p.shortHold = 10 * testenv.Patience
 	var all sync.WaitGroup
 	for i := range 2 {
-		all.Go(func() { _ = p.Do(t.Context(), nothing, func() error { return nil }) })
+		all.Go(func() { _ = p.do(t.Context(), signIn, nothing, func() error { return nil }) })
 		queue(t, p, i+1)
 	}
 	refused := make(chan error, 2)
 	ask := func(ctx context.Context) {
-		all.Go(func() { refused <- p.Do(ctx, nothing, func() error { t.Error("it ran"); return nil }) })
+		all.Go(func() { refused <- p.do(ctx, signIn, nothing, func() error { t.Error("it ran"); return nil }) })
 	}
 	heldAre := func(n int) {
 		t.Helper()
@@ -453,7 +453,7 @@ func TestARefusalForWantOfAPlaceIsHeld(t *testing.T) {
 	ask(ctx)
 	ask(t.Context())
 	heldAre(2)
-	if err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrOverloaded) {
+	if err := p.do(t.Context(), signIn, nothing, func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrOverloaded) {
 		t.Errorf("beside as many as are held: %v", err)
 	}
 	leave()

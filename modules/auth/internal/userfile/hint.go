@@ -91,11 +91,3 @@ func (s *sample) add(columns []string, raw rawRecord) {
 		}
 	}
 }
-
-// hint says what the records look like when none was accepted.
-func (s *sample) hint(source string) string {
-	if s.good || s.records == 0 {
-		return ""
-	}
-	return looksLike(source, s.text.String())
-}

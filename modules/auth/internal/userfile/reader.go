@@ -69,4 +69,9 @@ func (in *Reader) Unread() []string { return slices.Sorted(slices.Values(in.unre
 func (in *Reader) Accept() { in.sample.good = true }
 
 // Hint says what the file looks like when no record was accepted. It may be empty.
-func (in *Reader) Hint() string { return in.sample.hint(in.source.name) }
+func (in *Reader) Hint() string {
+	if in.sample.good || in.sample.records == 0 {
+		return ""
+	}
+	return looksLike(in.source.name, in.sample.text.String())
+}

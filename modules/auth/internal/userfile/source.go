@@ -517,9 +517,9 @@ func djangoObject(object []byte) (Record, error) {
 	d, err := decodeObject[struct {
 		PK     jsontext.Value `json:"pk"`
 		Fields struct {
-			Username   *string        `json:"username"`
+			Username   string         `json:"username"`
 			Email      jsontext.Value `json:"email"`
-			Password   *string        `json:"password"`
+			Password   string         `json:"password"`
 			IsActive   *bool          `json:"is_active"`
 			DateJoined jsontext.Value `json:"date_joined"`
 		} `json:"fields"`
@@ -532,16 +532,9 @@ func djangoObject(object []byte) (Record, error) {
 	if text, err := jsontext.AppendUnquote(nil, u.Email); err == nil {
 		email = string(text)
 	}
-	rec, err := djangoUser(value(u.Username), email, value(u.Password), timeText(u.DateJoined), u.IsActive)
+	rec, err := djangoUser(u.Username, email, u.Password, timeText(u.DateJoined), u.IsActive)
 	rec.SourceID, rec.Numbered = string(d.PK), true
 	return rec, err
-}
-
-func value(text *string) string {
-	if text == nil {
-		return ""
-	}
-	return *text
 }
 
 // djangoOther reads what is no user: second factors and addresses have tables of their own.
@@ -648,25 +641,23 @@ func auth0Object(object []byte) (Record, error) {
 
 // supabase is a row of auth.users, perhaps with the column factors of its second factors.
 type supabase struct {
-	ID                string           `json:"id"`
-	Email             string           `json:"email"`
-	Phone             string           `json:"phone"`
-	EncryptedPassword string           `json:"encrypted_password"`
-	CreatedAt         string           `json:"created_at"`
-	EmailConfirmedAt  *string          `json:"email_confirmed_at"`
-	ConfirmedAt       *string          `json:"confirmed_at"` // one of the two others; all there was in old versions
-	PhoneConfirmedAt  *string          `json:"phone_confirmed_at"`
-	BannedUntil       string           `json:"banned_until"`
-	DeletedAt         string           `json:"deleted_at"`
-	Factors           []supabaseFactor `json:"factors"`
+	ID                string  `json:"id"`
+	Email             string  `json:"email"`
+	Phone             string  `json:"phone"`
+	EncryptedPassword string  `json:"encrypted_password"`
+	CreatedAt         string  `json:"created_at"`
+	EmailConfirmedAt  *string `json:"email_confirmed_at"`
+	ConfirmedAt       *string `json:"confirmed_at"` // one of the two others; all there was in old versions
+	PhoneConfirmedAt  *string `json:"phone_confirmed_at"`
+	BannedUntil       string  `json:"banned_until"`
+	DeletedAt         string  `json:"deleted_at"`
+	Factors           []struct {
+		Type   string `json:"factor_type"`
+		Status string `json:"status"`
+	} `json:"factors"`
 
 	// says tells whether the record says when its addresses were confirmed, which a null does.
 	says bool
-}
-
-type supabaseFactor struct {
-	Type   string `json:"factor_type"`
-	Status string `json:"status"`
 }
 
 func supabaseObject(object []byte) (Record, error) {
@@ -726,10 +717,8 @@ func (u supabase) record() (Record, error) {
 		if factor.Status == "unverified" {
 			continue
 		}
-		rec.Lost = append(rec.Lost, map[string]string{"totp": lostOTP, "webauthn": "webauthn"}[factor.Type])
-	}
-	for i, kind := range rec.Lost {
-		rec.Lost[i] = cmp.Or(kind, lostSecondFactor)
+		kind := map[string]string{"totp": lostOTP, "webauthn": "webauthn"}[factor.Type]
+		rec.Lost = append(rec.Lost, cmp.Or(kind, lostSecondFactor))
 	}
 	var err error
 	if rec.Banned, err = parseTime("banned_until", u.BannedUntil); err != nil {

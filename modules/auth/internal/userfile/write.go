@@ -2,41 +2,45 @@ package userfile
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"strconv"
 	"strings"
 )
 
-func WriteNDJSON(w io.Writer) (write func(Exported) error, flush func() error) {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	return func(e Exported) error { return enc.Encode(e) }, func() error { return nil }
+// Write returns a function that writes one account after the other, as NDJSON or CSV.
+func Write(w io.Writer, format string, hashes bool) (func(Exported) error, error) {
+	switch format {
+	case FormatNDJSON:
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		return func(e Exported) error { return enc.Encode(e) }, nil
+	case FormatCSV:
+		columns := nativeColumns
+		if !hashes {
+			columns = columns[:len(columns)-1]
+		}
+		return func(e Exported) error { return writeAccount(w, e, len(columns)) }, writeRow(w, columns)
+	}
+	return nil, fmt.Errorf("there is no export as %q", format)
 }
 
-func WriteCSV(w io.Writer, hashes bool) (write func(Exported) error, flush func() error) {
-	columns := nativeColumns
-	if !hashes {
-		columns = columns[:len(columns)-1]
+// writeAccount writes so many of the columns of an account.
+func writeAccount(w io.Writer, e Exported, columns int) error {
+	verified, contacts := "", ""
+	if e.EmailVerified != nil {
+		verified = strconv.FormatBool(*e.EmailVerified)
 	}
-	write = func(e Exported) error {
-		verified := ""
-		if e.EmailVerified != nil {
-			verified = strconv.FormatBool(*e.EmailVerified)
+	if len(e.Contacts) > 0 {
+		text, err := json.Marshal(e.Contacts)
+		if err != nil {
+			return err
 		}
-		contacts := ""
-		if len(e.Contacts) > 0 {
-			text, err := json.Marshal(e.Contacts)
-			if err != nil {
-				return err
-			}
-			contacts = string(text)
-		}
-		row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, contacts,
-			e.PasswordHash}
-		return writeRow(w, row[:len(columns)])
+		contacts = string(text)
 	}
-	first := writeRow(w, columns)
-	return write, func() error { return first }
+	row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, contacts,
+		e.PasswordHash}
+	return writeRow(w, row[:columns])
 }
 
 // writeRow writes a row of CSV. encoding/csv would write a text such as NULL without quotes,
