@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
@@ -23,13 +22,10 @@ type TokenReport struct {
 }
 
 // KeySet is public keys from a JWK set, to verify with.
-type KeySet struct{ set token.Set }
+type KeySet = token.Set
 
 // ParseKeySet reads a JWK set (RFC 7517), leaving out keys of kinds not used here.
-func ParseKeySet(data []byte) (KeySet, error) {
-	set, err := token.ParseJWKS(data)
-	return KeySet{set}, err
-}
+func ParseKeySet(data []byte) (KeySet, error) { return token.ParseJWKS(data) }
 
 // Expectation is what a token inspected offline must say. Empty fields accept anything.
 type Expectation struct{ Issuer, Audience string }
@@ -56,11 +52,11 @@ func InspectToken(text string, keys KeySet, want Expectation, now time.Time) Tok
 	if want.Audience == "" {
 		want.Audience = firstAudience(r.Claims["aud"])
 	}
-	v := token.Verifier{Issuer: want.Issuer, Audiences: []string{want.Audience}, Leeway: token.DefaultLeeway,
-		Now: func() time.Time { return now }, Key: keys.set.Key}
+	v := token.Verifier{Issuer: want.Issuer, Audiences: []string{want.Audience},
+		Now: func() time.Time { return now }, Key: keys.Key}
 	claims, err := v.Verify(text)
 	r.describe(claims, err, now)
-	if errors.Is(err, token.ErrUnknownKey) && keys.set.Empty() {
+	if errors.Is(err, token.ErrUnknownKey) && keys.Empty() {
 		r.Verdict += "; the JWK set has no key, as with HS256, whose tokens can only be verified with the secret"
 	}
 	return r
@@ -72,7 +68,7 @@ func InspectJWS(text string, keys KeySet) TokenReport {
 	if err != nil {
 		return r
 	}
-	if _, err := token.VerifyJWS(text, keys.set); err != nil {
+	if _, err := token.VerifyJWS(text, keys); err != nil {
 		r.Verdict = err.Error()
 		return r
 	}
@@ -83,7 +79,7 @@ func InspectJWS(text string, keys KeySet) TokenReport {
 // InspectToken verifies a token of either kind with the keys and the sessions of this
 // service.
 func (s *Service) InspectToken(ctx context.Context, text string) (TokenReport, error) {
-	if strings.HasPrefix(text, refreshPrefix) {
+	if IsRefreshToken(text) {
 		return s.inspectRefresh(ctx, text)
 	}
 	r, err := decode(text)
@@ -138,13 +134,13 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 
 // describe says how a verification ended.
 func (r *TokenReport) describe(claims token.Claims, err error, now time.Time) {
-	var refusal *token.Refusal
+	refusal, refused := errors.AsType[*token.Refusal](err)
 	switch {
 	case err == nil:
 		r.Valid, r.Verdict = true, "valid, expires in "+claims.ExpiresAt.Sub(now).Round(time.Second).String()
-	case errors.As(err, &refusal) && errors.Is(err, token.ErrExpired):
+	case refused && errors.Is(err, token.ErrExpired):
 		r.Verdict = "expired " + now.Sub(refusal.At).Round(time.Second).String() + " ago"
-	case errors.As(err, &refusal) && !refusal.At.IsZero():
+	case refused && !refusal.At.IsZero():
 		r.Verdict = refusal.Reason.Error() + ": only in " + refusal.At.Sub(now).Round(time.Second).String()
 	default:
 		r.Verdict = err.Error()

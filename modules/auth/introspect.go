@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -59,7 +58,7 @@ func (s *Service) HasClients() bool { return len(s.clients) > 0 }
 
 // Introspect describes a live token. For any other one it returns false, and no reason.
 func (s *Service) Introspect(ctx context.Context, text string) (Introspection, bool, error) {
-	if strings.HasPrefix(text, refreshPrefix) {
+	if IsRefreshToken(text) {
 		return s.introspectRefresh(ctx, text)
 	}
 	caller, err := s.identify(ctx, text)

@@ -123,7 +123,7 @@ func (d *denylist) learns(access string) {
 		d.t.Fatal(err)
 	}
 	report := TokenReport{Claims: decoded.Claims}
-	if exp, ok := report.Time("exp"); !ok || until.Before(exp.Add(token.DefaultLeeway)) {
+	if exp, ok := report.Time("exp"); !ok || until.Before(exp.Add(token.Leeway)) {
 		d.t.Errorf("forgotten at %v, but the token lives until %v", until, exp)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -19,7 +18,7 @@ import (
 // Revoke ends the session of a token of either kind on behalf of a client (RFC 7009). A token that
 // is not valid is no error.
 func (s *Service) Revoke(ctx context.Context, text string) error {
-	if strings.HasPrefix(text, refreshPrefix) {
+	if IsRefreshToken(text) {
 		t, err := s.codec.Parse(text)
 		if err != nil {
 			return nil

@@ -9,16 +9,12 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
-	"github.com/toppira/authctl/modules/auth/internal/signingkey"
 	"github.com/toppira/authctl/modules/auth/internal/token"
 )
 
-// refreshPrefix begins every refresh token, and no access token.
-const refreshPrefix = "art_"
-
 // IsRefreshToken reports whether a text has the form of a refresh token, good or not, rather than
 // that of an access token.
-func IsRefreshToken(text string) bool { return strings.HasPrefix(text, refreshPrefix) }
+func IsRefreshToken(text string) bool { return strings.HasPrefix(text, "art_") }
 
 // Tokens are the answer to a sign-in or a refresh.
 type Tokens struct {
@@ -39,7 +35,7 @@ type Tokens struct {
 
 // issuer issues the tokens of one request.
 type issuer struct {
-	signer signingkey.Signer
+	signer token.Key
 	at     time.Time
 	s      *Service
 }

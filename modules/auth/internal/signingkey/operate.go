@@ -49,9 +49,6 @@ func (k *Ring) infos(ctx context.Context, which func(keyRow) bool) ([]Info, erro
 
 // Stage makes a key of the configured algorithm and publishes it. It signs nothing yet.
 func (k *Ring) Stage(ctx context.Context) (Info, error) {
-	if err := k.correct(ctx); err != nil {
-		return Info{}, err
-	}
 	row, err := k.generate(Staged)
 	if err != nil {
 		return Info{}, err
@@ -66,9 +63,6 @@ func (k *Ring) Stage(ctx context.Context) (Info, error) {
 // Promote makes a staged key the one that signs, and the one that did a retiring one. While
 // verifiers may not know the key it returns [ErrTooNew], unless force.
 func (k *Ring) Promote(ctx context.Context, kid string, force bool) (Info, error) {
-	if err := k.correct(ctx); err != nil {
-		return Info{}, err
-	}
 	return k.change(ctx, "signing_key_promoted", kid, func(ctx context.Context, tx database.Tx, rows []keyRow,
 		now time.Time) error {
 		row, err := findKey(rows, kid)
@@ -92,9 +86,6 @@ func (k *Ring) Promote(ctx context.Context, kid string, force bool) (Info, error
 // Retire takes a retiring key out of the key set and destroys its private half. While tokens
 // that it signed can live it returns [ErrInUse], unless force.
 func (k *Ring) Retire(ctx context.Context, kid string, force bool) (Info, error) {
-	if err := k.correct(ctx); err != nil {
-		return Info{}, err
-	}
 	return k.change(ctx, "signing_key_retired", kid, func(ctx context.Context, tx database.Tx, rows []keyRow,
 		now time.Time) error {
 		row, err := findKey(rows, kid)
@@ -107,7 +98,7 @@ func (k *Ring) Retire(ctx context.Context, kid string, force bool) (Info, error)
 		if err := k.checkUnused(row, now); err != nil && !force {
 			return err
 		}
-		return endKey(ctx, tx, kid, Retired, row.RetiredAt)
+		return endKey(ctx, tx, &row, Retired, now)
 	})
 }
 
@@ -117,9 +108,6 @@ func (k *Ring) Retire(ctx context.Context, kid string, force bool) (Info, error)
 // published the longest takes its place, or else a new one; successor is that key. Revoking
 // twice changes nothing.
 func (k *Ring) Revoke(ctx context.Context, kid string, force bool) (revoked, successor Info, err error) {
-	if err := k.correct(ctx); err != nil {
-		return Info{}, Info{}, err
-	}
 	// Made before the transaction, where a key takes time, and thrown away if not needed.
 	spare, err := k.generate(Staged)
 	if err != nil {
@@ -134,11 +122,8 @@ func (k *Ring) Revoke(ctx context.Context, kid string, force bool) (revoked, suc
 		if err := k.checkUnused(row, now); err != nil && !force {
 			return err
 		}
-		stopped := row.RetiredAt
-		if row.Status == Active {
-			stopped = now
-		}
-		if err := endKey(ctx, tx, kid, Revoked, stopped); err != nil || row.Status != Active {
+		wasActive := row.Status == Active
+		if err := endKey(ctx, tx, &row, Revoked, now); err != nil || !wasActive {
 			return err
 		}
 		next := slices.IndexFunc(rows, func(r keyRow) bool { // oldest first
@@ -159,10 +144,7 @@ func (k *Ring) Revoke(ctx context.Context, kid string, force bool) (revoked, suc
 		successor.Status, successor.ActiveAt = Active, now
 		return k.activate(ctx, tx, successor.KID, now)
 	})
-	if err != nil {
-		return Info{}, Info{}, err
-	}
-	return revoked, successor, nil
+	return revoked, successor, err
 }
 
 // Replace revokes every published key and lets a new one sign, in one transaction in which also runs as
@@ -182,14 +164,9 @@ func (k *Ring) Replace(ctx context.Context, also func(ctx context.Context, tx da
 			if !row.published() {
 				continue
 			}
-			stopped := row.RetiredAt
-			if row.Status == Active {
-				stopped = now
-			}
-			if err := endKey(ctx, tx, row.KID, Revoked, stopped); err != nil {
+			if err := endKey(ctx, tx, &row, Revoked, now); err != nil {
 				return err
 			}
-			row.Status, row.RetiredAt = Revoked, stopped
 			revoked = append(revoked, row.Info)
 		}
 		if !k.shared() {
@@ -290,9 +267,11 @@ type changeKeys func(ctx context.Context, tx database.Tx, rows []keyRow, now tim
 
 // change runs fn in a transaction that excludes every other change of keys, notes the event in
 // the security log and returns what the key has become.
-func (k *Ring) change(ctx context.Context, event, kid string, fn changeKeys) (Info, error) {
-	var info Info
-	err := k.exclusively(ctx, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+func (k *Ring) change(ctx context.Context, event, kid string, fn changeKeys) (info Info, err error) {
+	if err := k.correct(ctx); err != nil {
+		return Info{}, err
+	}
+	err = k.exclusively(ctx, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
 		if err := fn(ctx, tx, rows, now); err != nil {
 			return err
 		}

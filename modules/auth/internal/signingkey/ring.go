@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/platform/database"
@@ -98,8 +99,8 @@ type Ring struct {
 	current atomic.Pointer[keySet]
 	kept    atomic.Pointer[keptTTL] // what this process has last written, of the active key
 
-	renewing chan struct{} // holds an element while the copy is renewed
-	lookedUp time.Time     // when an unknown kid last made us look
+	renewing *semaphore.Weighted // of one who renews the copy
+	lookedUp time.Time           // when an unknown kid last made us look
 }
 
 // keptTTL is a lifetime of tokens that is kept with a key.
@@ -124,7 +125,8 @@ type keySet struct {
 // whose secret is lost. log and now may be nil.
 func Open(db *database.DB, cfg token.Config, log *zap.Logger, now func() time.Time) *Ring {
 	log = cmp.Or(log, zap.NewNop())
-	k := &Ring{db: db, cfg: cfg, now: now, log: log, security: logging.Security(log), renewing: make(chan struct{}, 1)}
+	k := &Ring{db: db, cfg: cfg, now: now, log: log, security: logging.Security(log),
+		renewing: semaphore.NewWeighted(1)}
 	k.current.Store(&keySet{})
 	return k
 }
@@ -176,23 +178,14 @@ var errNoActiveKey = errors.New("no key is active")
 // Active returns the key that signs now.
 func (k *Ring) Active() token.Key { return k.current.Load().active }
 
-// Signer signs with the key that was active when it was made.
-type Signer struct{ key token.Key }
-
-// Signer returns a signer for one request. A lifetime of tokens longer than the one stored with the key
+// Signer returns the key that signs for one request. A lifetime of tokens longer than the one stored with the key
 // is stored first: retiring the key relies on it, and so do the facts that tell followers what has ended.
 // So the request takes its signer before it asks whether the session is live: whoever ends the session
 // after that knows how long its token lives.
-func (k *Ring) Signer(ctx context.Context) (Signer, error) {
+func (k *Ring) Signer(ctx context.Context) (token.Key, error) {
 	set := k.current.Load()
-	if err := k.keepTTL(ctx, set); err != nil {
-		return Signer{}, err
-	}
-	return Signer{set.active}, nil
+	return set.active, k.keepTTL(ctx, set)
 }
-
-// Sign signs claims.
-func (s Signer) Sign(claims token.Claims) (string, error) { return s.key.Sign(claims) }
 
 func (k *Ring) keepTTL(ctx context.Context, set *keySet) error {
 	ttl := k.cfg.AccessTTL
@@ -328,10 +321,10 @@ func (k *Ring) share() error {
 func (k *Ring) lookup(kid string) (token.Key, bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookupEvery)
 	defer cancel()
-	if !k.take(ctx) {
+	if k.renewing.Acquire(ctx, 1) != nil {
 		return token.Key{}, false
 	}
-	defer k.release()
+	defer k.renewing.Release(1)
 	if key, ok := k.current.Load().opened[kid]; ok {
 		return key, true
 	}
@@ -343,18 +336,6 @@ func (k *Ring) lookup(kid string) (token.Key, bool) {
 	key, ok := k.current.Load().opened[kid]
 	return key, ok
 }
-
-// take waits for its turn to renew the copy, and no longer than ctx.
-func (k *Ring) take(ctx context.Context) bool {
-	select {
-	case k.renewing <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func (k *Ring) release() { <-k.renewing }
 
 // refresh is look with everything that is wrong in one error.
 func (k *Ring) refresh(ctx context.Context) error {
@@ -371,10 +352,10 @@ func (k *Ring) lookBriefly(ctx context.Context) (unusable map[string]error, err 
 
 // look renews the copy and returns what is wrong with which key, by kid.
 func (k *Ring) look(ctx context.Context) (unusable map[string]error, err error) {
-	if !k.take(ctx) {
-		return nil, fmt.Errorf("read the signing keys: %w", ctx.Err())
+	if err := k.renewing.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("read the signing keys: %w", err)
 	}
-	defer k.release()
+	defer k.renewing.Release(1)
 	return k.renew(ctx)
 }
 
@@ -455,8 +436,11 @@ func (k *Ring) reseal(ctx context.Context) error {
 	return nil
 }
 
-// generate makes a key that is not stored yet, and has no times.
+// generate makes a key that is not stored yet, and has no times. With HS256 it returns [ErrUnused].
 func (k *Ring) generate(status Status) (keyRow, error) {
+	if k.shared() {
+		return keyRow{}, ErrUnused
+	}
 	key, err := token.Generate(k.cfg.Algorithm)
 	for err == nil && strings.HasPrefix(key.KID(), "-") { // one in 64; a command line would take it for flags
 		key, err = token.Generate(k.cfg.Algorithm)

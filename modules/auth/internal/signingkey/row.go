@@ -30,11 +30,15 @@ func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
 		r.KID, r.Algorithm, r.Status, r.public, r.sealed, r.StagedAt, nullTime(r.ActiveAt))
 }
 
-// endKey makes a key retired or revoked and deletes its private half.
-func endKey(ctx context.Context, tx database.IDB, kid string, status Status, stopped time.Time) error {
+// endKey makes a key retired or revoked, also in r, and deletes its private half.
+func endKey(ctx context.Context, tx database.IDB, r *keyRow, status Status, now time.Time) error {
+	if r.Status == Active {
+		r.RetiredAt = now
+	}
+	r.Status = status
 	return database.Exec(ctx, tx, "make the signing key "+string(status),
-		"UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?", status, nullTime(stopped),
-		[]byte{}, kid)
+		"UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?", status, nullTime(r.RetiredAt),
+		[]byte{}, r.KID)
 }
 
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }

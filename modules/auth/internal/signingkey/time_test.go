@@ -190,10 +190,10 @@ func TestALookForAnUnknownKeyEnds(t *testing.T) {
 	t.Parallel()
 	clock := newKeyClock()
 	k := startKeys(t, dbtest.SQLite(t), keyConfig(token.EdDSA), clock)
-	if !k.take(t.Context()) {
+	if !k.renewing.TryAcquire(1) {
 		t.Fatal("the read has no turn")
 	}
-	defer k.release()
+	defer k.renewing.Release(1)
 	if _, ok := k.Public("unknown"); ok {
 		t.Error("an unknown key is known")
 	}

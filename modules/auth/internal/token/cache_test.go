@@ -31,7 +31,7 @@ func TestACacheChangesNoVerdict(t *testing.T) {
 	now := testNow()
 	published := map[string]PublicKey{}
 	cached := &Verifier{
-		Issuer: testClaims().Issuer, Audiences: []string{"api"}, Leeway: DefaultLeeway, Now: func() time.Time {
+		Issuer: testClaims().Issuer, Audiences: []string{"api"}, Now: func() time.Time {
 			return now
 		},
 		Key:   func(kid string) (PublicKey, bool) { key, ok := published[kid]; return key, ok },

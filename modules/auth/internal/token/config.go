@@ -128,6 +128,6 @@ func (c Config) previous() []string {
 
 // Verifier returns the verifier of the tokens that this configuration issues, with a cache.
 func (c Config) Verifier(now func() time.Time, key func(kid string) (PublicKey, bool)) *Verifier {
-	return &Verifier{Issuer: c.Issuer, Audiences: c.Audience, Leeway: DefaultLeeway, Now: now, Key: key,
+	return &Verifier{Issuer: c.Issuer, Audiences: c.Audience, Now: now, Key: key,
 		Cache: NewCache(DefaultCacheEntries)}
 }

@@ -202,7 +202,7 @@ func TestPublishedVectors(t *testing.T) {
 	}
 	seen := map[string]int{}
 	for _, v := range p.Vectors {
-		verifier := &Verifier{Issuer: p.Issuer, Audiences: []string{p.Audience}, Leeway: DefaultLeeway,
+		verifier := &Verifier{Issuer: p.Issuer, Audiences: []string{p.Audience},
 			Now: func() time.Time {
 				return v.Time
 			}, Key: set.Key}

@@ -34,7 +34,7 @@ func split(token string) (compact, error) {
 	dots := 0
 	for i := range len(token) {
 		switch c := token[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
+		case isBase64(rune(c)):
 		case c == '.':
 			dots++
 		default:
@@ -78,17 +78,12 @@ func encodeBase64(b []byte) string { return base64.RawURLEncoding.EncodeToString
 // validKID reports ^[A-Za-z0-9_-]{1,64}$: a kid is a name to look up, never a path, a query
 // or a URL.
 func validKID(kid string) bool {
-	if kid == "" || len(kid) > maxKID {
-		return false
-	}
-	for i := range len(kid) {
-		switch c := kid[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
-		default:
-			return false
-		}
-	}
-	return true
+	return kid != "" && len(kid) <= maxKID && !strings.ContainsFunc(kid, func(r rune) bool { return !isBase64(r) })
+}
+
+// isBase64 reports whether the character is one of base64url.
+func isBase64(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_'
 }
 
 // readObject calls member for each member of the one JSON object that data must be. Names

@@ -40,19 +40,14 @@ func (r *Refusal) Error() string {
 
 func (r *Refusal) Unwrap() error { return r.Reason }
 
-const (
-	// DefaultLeeway is by how much iat and nbf may lie ahead.
-	DefaultLeeway = 30 * time.Second
-	// MaxLeeway bounds every leeway.
-	MaxLeeway = time.Minute
-)
+// Leeway is by how much iat and nbf may lie ahead. For exp there is none.
+const Leeway = 30 * time.Second
 
-// Verifier decides which access tokens are accepted. All fields but Leeway and Cache must be
-// set. It is safe for concurrent use and must not change once it is in use.
+// Verifier decides which access tokens are accepted. All fields but Cache must be set. It is safe for
+// concurrent use and must not change once it is in use.
 type Verifier struct {
 	Issuer    string
-	Audiences []string      // one of them must be among the token's
-	Leeway    time.Duration // for iat and nbf, cut to MaxLeeway; exp has none
+	Audiences []string // one of them must be among the token's
 	Now       func() time.Time
 
 	// Key returns the key of a kid if it may verify at this moment. It is asked on every
@@ -121,7 +116,7 @@ func (v *Verifier) read(token string) (Claims, PublicKey, error) {
 
 // validate checks everything that depends on who verifies, and when.
 func (v *Verifier) validate(c Claims) (Claims, error) {
-	now, leeway := v.Now(), min(max(v.Leeway, 0), MaxLeeway)
+	now := v.Now()
 	switch {
 	case c.Issuer != v.Issuer || v.Issuer == "":
 		return Claims{}, &Refusal{Reason: ErrIssuer}
@@ -130,9 +125,9 @@ func (v *Verifier) validate(c Claims) (Claims, error) {
 		return Claims{}, &Refusal{Reason: ErrAudience}
 	case !c.ExpiresAt.After(c.IssuedAt):
 		return Claims{}, &Refusal{Reason: ErrClaims, Detail: "exp is not after iat"}
-	case c.IssuedAt.After(now.Add(leeway)):
+	case c.IssuedAt.After(now.Add(Leeway)):
 		return Claims{}, &Refusal{Reason: ErrNotYetValid, Detail: "issued in the future", At: c.IssuedAt}
-	case c.NotBefore.After(now.Add(leeway)):
+	case c.NotBefore.After(now.Add(Leeway)):
 		return Claims{}, &Refusal{Reason: ErrNotYetValid, At: c.NotBefore}
 	case !now.Before(c.ExpiresAt):
 		return Claims{}, &Refusal{Reason: ErrExpired, At: c.ExpiresAt}
