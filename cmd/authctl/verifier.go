@@ -52,10 +52,8 @@ have the same name: INSTANCE tells them apart. It is random, or the address of o
 					reports[i] = verifierReport{v.Name, v.Instance, v.Version, v.Client, v.At, v.Lag.Milliseconds(),
 						v.Keys}
 					keys := "not told"
-					if v.Tells {
+					if v.Keys != nil {
 						keys = orDash(strings.Join(v.Keys, ","))
-					} else {
-						reports[i].Keys = nil
 					}
 					seen := v.Ago.Round(time.Second).String() + " ago"
 					lag := v.Lag.Round(time.Millisecond).String()

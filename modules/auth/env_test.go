@@ -97,6 +97,12 @@ func newEnv(t testing.TB, cfg Config, db *database.DB, rc cache.Client) *testEnv
 	return env
 }
 
+// Housekeep does once what Run does every minute.
+func (env *testEnv) Housekeep(ctx context.Context) {
+	env.retryReuse(ctx)
+	env.tidy(ctx)
+}
+
 // another is a second server on the same backends.
 func (env *testEnv) another(t testing.TB) *testEnv {
 	t.Helper()

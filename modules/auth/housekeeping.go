@@ -42,14 +42,8 @@ func every(ctx context.Context, interval time.Duration, do func(context.Context)
 	}
 }
 
-// Housekeep does once what [Service.Run] does every minute. What fails is logged, and tried again
-// the next time.
-func (s *Service) Housekeep(ctx context.Context) {
-	s.retryReuse(ctx)
-	s.tidy(ctx)
-}
-
-// tidy deletes what has expired, and looks at what the session store remembers.
+// tidy deletes what has expired, and looks at what the session store remembers. What fails is logged, and tried
+// again the next time.
 func (s *Service) tidy(ctx context.Context) {
 	s.forget(ctx)
 	if _, err := s.sessions.Memory(ctx); err != nil && !errors.Is(err, context.Canceled) {
@@ -57,38 +51,28 @@ func (s *Service) tidy(ctx context.Context) {
 	}
 	for what, table := range map[string]string{"revoked_sessions": "revoked_session",
 		"begun_sessions": "begun_session"} {
-		s.drain(ctx, what, func(ctx context.Context) (int64, error) {
-			return purgeSessions(ctx, s.db, table, s.timestamp(), purgeBatch)
+		s.drain(ctx, what, func(ctx context.Context, limit int) (int64, error) {
+			return purgeSessions(ctx, s.db, table, s.timestamp(), limit)
 		})
 	}
-	s.drain(ctx, "expired_revocations",
-		func(ctx context.Context) (int64, error) { return s.feed.Purge(ctx, purgeBatch) })
-	s.drain(ctx, "verifiers",
-		func(ctx context.Context) (int64, error) { return s.feed.PurgeVerifiers(ctx, purgeBatch) })
-	s.drain(ctx, "sign_in_counters", func(ctx context.Context) (int64, error) {
-		return throttle.Purge(ctx, s.db, purgeBatch)
+	s.drain(ctx, "expired_revocations", s.feed.Purge)
+	s.drain(ctx, "verifiers", s.feed.PurgeVerifiers)
+	s.drain(ctx, "sign_in_counters", func(ctx context.Context, limit int) (int64, error) {
+		return throttle.Purge(ctx, s.db, limit)
 	})
-	s.drain(ctx, "expired_sessions", func(ctx context.Context) (int64, error) {
-		n, err := s.sessions.Purge(ctx, purgeBatch)
-		return int64(n), err
-	})
+	s.drain(ctx, "expired_sessions", s.sessions.Purge)
 }
 
 // forget deletes the links from replaced refresh tokens to their successors after their windows, in
 // stores where they do not expire.
-func (s *Service) forget(ctx context.Context) {
-	s.drain(ctx, "replaced_tokens", func(ctx context.Context) (int64, error) {
-		n, err := s.sessions.Forget(ctx, purgeBatch)
-		return int64(n), err
-	})
-}
+func (s *Service) forget(ctx context.Context) { s.drain(ctx, "replaced_tokens", s.sessions.Forget) }
 
 // drain purges until nothing is left: a fixed amount a minute would not keep up with sign-ins.
-func (s *Service) drain(ctx context.Context, what string, purge func(context.Context) (int64, error)) {
+func (s *Service) drain(ctx context.Context, what string, purge func(ctx context.Context, limit int) (int64, error)) {
 	for {
 		begun := time.Now()
 		portion, cancel := context.WithTimeout(ctx, detachTimeout)
-		n, err := purge(portion)
+		n, err := purge(portion, purgeBatch)
 		cancel()
 		if err != nil {
 			if !errors.Is(err, context.Canceled) {

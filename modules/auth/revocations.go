@@ -26,19 +26,14 @@ var (
 // (another page is ready) and Facts (how many) say what is in it.
 type RevocationPage = feed.Page
 
-// Follower is who verifies access tokens without asking, as it names itself.
-type Follower struct {
-	Client   string   // of auth.clients
-	Name     string   // empty: it does not say
-	Instance string   // tells processes of the same name apart
-	Version  string   //
-	Keys     []string // the ids of the signing keys that it holds; nil: it does not say
-}
+// Follower is who verifies access tokens without asking, as it names itself: Client (of auth.clients), Name,
+// Instance, Version, and the ids of the signing Keys that it holds; nil: it does not say.
+type Follower = feed.Verifier
 
 // Following is a follower that asks what has ended. [Following.Close] ends it.
 type Following struct {
 	feed  *feed.Feed
-	who   feed.Verifier
+	who   Follower
 	leave func()
 }
 
@@ -49,10 +44,7 @@ func (s *Service) FollowRevocations(who Follower) (*Following, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Following{s.feed, feed.Verifier{
-		Client: who.Client, Name: who.Name, Instance: who.Instance, Version: who.Version,
-		Keys: who.Keys, Tells: who.Keys != nil,
-	}, leave}, nil
+	return &Following{s.feed, who, leave}, nil
 }
 
 // Next returns what has ended since a cursor and can still be accepted somewhere: at once when

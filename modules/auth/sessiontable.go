@@ -115,9 +115,5 @@ func purgeSessions(ctx context.Context, db *database.DB, table string, now time.
 		query = "DELETE FROM %[1]s WHERE sid = ANY (ARRAY(SELECT sid FROM %[1]s WHERE expires_at < ?1 " +
 			"AND expires_at < now() ORDER BY expires_at LIMIT ?2))"
 	}
-	res, err := db.Write(ctx, fmt.Sprintf(query, table), now, limit)
-	if err != nil {
-		return 0, fmt.Errorf("purge %s: %w", table, err)
-	}
-	return res.RowsAffected()
+	return db.Write(ctx, fmt.Sprintf(query, table), now, limit)
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // Verifier is a service that verifies access tokens itself and follows what has ended, as the
-// database knows it: Client, Name, Instance, Version and Keys are those of its [Follower], and Tells says whether it
-// names its keys; At is when it was last seen, Ago how long ago, and Lag how old what it was told was then.
+// database knows it: Client, Name, Instance, Version and Keys are those of its [Follower]; At is when it was last
+// seen, Ago how long ago, and Lag how old what it was told was then.
 type Verifier = feed.Seen
 
 // Verifiers lists those that were seen within a time, by client, name and instance.
@@ -48,35 +48,24 @@ func heldByAll(ctx context.Context, db database.IDB, kid string) error {
 	if err != nil {
 		return err
 	}
-	type named struct{ client, name string }
-	clients, names, ofClient := map[string]map[string]bool{}, map[named]int{}, map[string]int{}
+	tell, ofClient := 0, map[string]int{}
+	var without []Verifier
 	for _, v := range list {
-		if clients[v.Name] == nil {
-			clients[v.Name] = map[string]bool{}
-		}
-		clients[v.Name][v.Client] = true
-		names[named{v.Client, v.Name}]++
 		ofClient[v.Client]++
-	}
-	tell, without := 0, []string(nil)
-	for _, v := range list {
-		if !v.Tells {
+		if v.Keys == nil {
 			continue
 		}
 		if tell++; !slices.Contains(v.Keys, kid) {
-			name := v.Name
-			if names[named{v.Client, v.Name}] > 1 {
-				name += "/" + v.Instance
-			}
-			if len(clients[v.Name]) > 1 {
-				name += " of " + v.Client
-			}
-			without = append(without, fmt.Sprintf("%s (seen %s ago)", name, v.Ago.Round(time.Second)))
+			without = append(without, v)
 		}
 	}
 	if len(without) > 0 {
 		const most = 10 // names
-		text := strings.Join(without[:min(most, len(without))], ", ")
+		var names []string
+		for _, v := range without[:min(most, len(without))] {
+			names = append(names, fmt.Sprintf("%s (seen %s ago)", nameAmong(list, v), v.Ago.Round(time.Second)))
+		}
+		text := strings.Join(names, ", ")
 		if len(without) > most {
 			text += fmt.Sprintf(" and %d more", len(without)-most)
 		}
@@ -92,4 +81,18 @@ func heldByAll(ctx context.Context, db database.IDB, kid string) error {
 		}
 	}
 	return nil
+}
+
+// nameAmong is the name of a verifier, with its instance and its client where others of the list have the same name.
+func nameAmong(list []Verifier, v Verifier) string {
+	name := v.Name
+	if slices.ContainsFunc(list, func(w Verifier) bool {
+		return w.Name == v.Name && w.Client == v.Client && w.Instance != v.Instance
+	}) {
+		name += "/" + v.Instance
+	}
+	if slices.ContainsFunc(list, func(w Verifier) bool { return w.Name == v.Name && w.Client != v.Client }) {
+		name += " of " + v.Client
+	}
+	return name
 }

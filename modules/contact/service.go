@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -151,10 +150,6 @@ func (s *Service) purge(ctx context.Context, table string, keep time.Duration) (
 		old, args = old+" AND created_ms < (extract(epoch FROM now()) * 1000)::bigint - ?",
 			append(args, keep.Milliseconds())
 	}
-	res, err := s.db.Write(ctx, "DELETE FROM "+table+" WHERE id IN (SELECT id FROM "+table+
+	return s.db.Write(ctx, "DELETE FROM "+table+" WHERE id IN (SELECT id FROM "+table+
 		" WHERE "+old+" ORDER BY created_ms LIMIT ?)", append(args, purgeBatch)...)
-	if err != nil {
-		return 0, fmt.Errorf("delete from %s: %w", table, err)
-	}
-	return res.RowsAffected()
 }

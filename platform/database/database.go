@@ -363,18 +363,21 @@ func (db *DB) ExecContext(ctx context.Context, query string, args ...any) (sql.R
 	return res, err
 }
 
-// Write runs one writing statement outside a transaction, queued as [DB.Tx] is.
-func (db *DB) Write(ctx context.Context, query string, args ...any) (res sql.Result, err error) {
+// Write runs one writing statement outside a transaction, queued as [DB.Tx] is, and returns how many rows it changed.
+func (db *DB) Write(ctx context.Context, query string, args ...any) (changed int64, err error) {
 	done, err := db.turn(ctx)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer done()
 	err = again(ctx, func() error {
-		res, err = db.ExecContext(ctx, query, args...)
+		res, err := db.ExecContext(ctx, query, args...)
+		if err == nil {
+			changed, err = res.RowsAffected()
+		}
 		return err
 	})
-	return res, err
+	return changed, err
 }
 
 // turn waits until this caller may write, and returns the function that lets the next one.

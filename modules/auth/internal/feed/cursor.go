@@ -3,7 +3,6 @@ package feed
 import (
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"math"
 )
 
@@ -44,43 +43,41 @@ func (c cursor) encode() string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-var errNoCursor = errors.New("not a cursor")
-
-// decodeCursor returns [ErrGone] for one of another version, and errNoCursor for what was never
+// decodeCursor returns [ErrGone] for one of another version, and [ErrCursor] for what was never
 // one.
 func decodeCursor(text string) (c cursor, err error) {
 	if len(text) > maxCursor {
-		return c, errNoCursor
+		return c, ErrCursor
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err != nil || len(b) == 0 {
-		return c, errNoCursor
+		return c, ErrCursor
 	}
 	if b[0] != cursorVersion {
 		return c, ErrGone
 	}
 	if b = b[1:]; len(b) < 8 {
-		return c, errNoCursor
+		return c, ErrCursor
 	}
 	c.incarnation, b = binary.BigEndian.Uint64(b), b[8:]
 	var after, asOf uint64
 	if asOf, b, err = readUvarint(b); err != nil || asOf > math.MaxInt64 {
-		return c, errNoCursor
+		return c, ErrCursor
 	}
 	c.asOf = int64(asOf)
 	if c.seen, b, err = readPosition(b); err == nil && c.seen.next == 0 {
-		err = errNoCursor // each look has seen something
+		err = ErrCursor // each look has seen something
 	}
 	if err != nil || len(b) == 0 {
 		return c, err
 	}
 	c.paging = true
 	if after, b, err = readUvarint(b); err != nil || after > math.MaxInt64 {
-		return c, errNoCursor
+		return c, ErrCursor
 	}
 	c.after = int64(after)
 	if c.since, b, err = readPosition(b); err == nil && len(b) > 0 {
-		err = errNoCursor
+		err = ErrCursor
 	}
 	return c, err
 }
@@ -106,14 +103,14 @@ func readPosition(b []byte) (p position, rest []byte, err error) {
 		return p, nil, err
 	}
 	if n, b, err = readUvarint(b); err != nil || n > mostOpen || p.next != 0 && !isTransaction(p.next) {
-		return p, nil, errNoCursor
+		return p, nil, ErrCursor
 	}
 	p.open = make([]uint64, n)
 	above := p.next
 	for i := len(p.open) - 1; i >= 0; i-- {
 		var less uint64
 		if less, b, err = readUvarint(b); err != nil || less == 0 || less > above || !isTransaction(above-less) {
-			return p, nil, errNoCursor
+			return p, nil, ErrCursor
 		}
 		above -= less
 		p.open[i] = above
@@ -128,7 +125,7 @@ func isTransaction(xid uint64) bool { return uint32(xid) != 0 }
 func readUvarint(b []byte) (uint64, []byte, error) {
 	v, n := binary.Uvarint(b)
 	if n <= 0 {
-		return 0, nil, errNoCursor
+		return 0, nil, ErrCursor
 	}
 	return v, b[n:], nil
 }

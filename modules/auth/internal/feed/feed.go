@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/toppira/authctl/platform/database"
 )
@@ -74,7 +76,7 @@ type Page struct {
 type Feed struct {
 	store    store
 	log      *zap.Logger
-	meters   meters
+	answers  *prometheus.CounterVec // by kind
 	registry registry
 
 	ctx  context.Context // of the reader; ends with [Feed.Close]
@@ -82,7 +84,7 @@ type Feed struct {
 	done sync.WaitGroup
 	poke chan struct{} // something ended in this process
 
-	looking chan struct{} // holds an element while somebody looks
+	looking *semaphore.Weighted // of one who looks
 
 	mu        sync.Mutex
 	closed    bool
@@ -112,7 +114,7 @@ type batch struct {
 // New makes a feed. [Feed.Close] ends what it begins.
 func New(db *database.DB, opt Options) (*Feed, error) {
 	f := &Feed{
-		log: opt.Log, poke: make(chan struct{}, 1), looking: make(chan struct{}, 1), changed: make(chan struct{}),
+		log: opt.Log, poke: make(chan struct{}, 1), looking: semaphore.NewWeighted(1), changed: make(chan struct{}),
 		memo: make(map[string]Page),
 	}
 	now := opt.Now
@@ -122,10 +124,10 @@ func New(db *database.DB, opt Options) (*Feed, error) {
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}
-	f.store = newStore(db, now)
+	f.store = store{db: db, now: now, process: rand.Uint64()}
 	f.registry.db = db
 	f.pages.list = make(map[string]*shared)
-	f.pages.turns = make(chan struct{}, 2)
+	f.pages.turns = semaphore.NewWeighted(2)
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	return f, f.measure(opt.Registry)
 }
@@ -148,15 +150,12 @@ func (f *Feed) Wake() {
 	}
 }
 
-// Purge forgets at most limit facts that have expired.
-func (f *Feed) Purge(ctx context.Context, limit int) (int64, error) { return f.store.purge(ctx, limit) }
-
 // Enter counts a follower in until the func that it returns is called.
 func (f *Feed) Enter() (leave func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.followers >= maxFollowers {
-		f.meters.answers.WithLabelValues("crowded").Inc()
+		f.answers.WithLabelValues("crowded").Inc()
 		return nil, ErrCrowded
 	}
 	if f.closed {
@@ -193,7 +192,7 @@ func (f *Feed) Next(ctx context.Context, after string, wait time.Duration) (Page
 			kind = "gone"
 		}
 	}
-	f.meters.answers.WithLabelValues(kind).Inc()
+	f.answers.WithLabelValues(kind).Inc()
 	return page, err
 }
 
@@ -205,9 +204,6 @@ func (f *Feed) next(ctx context.Context, after string, wait time.Duration) (page
 		return page, "snapshot", err
 	}
 	c, err := decodeCursor(after)
-	if errors.Is(err, errNoCursor) {
-		return Page{}, "", ErrCursor
-	}
 	if err != nil {
 		return Page{}, "", err
 	}
@@ -428,10 +424,10 @@ func (f *Feed) fresh(ctx context.Context, after time.Time) error {
 func (f *Feed) look(ctx context.Context, after time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	if err := f.turn(ctx); err != nil {
+	if err := f.looking.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer f.giveTurn()
+	defer f.looking.Release(1)
 	f.mu.Lock()
 	known, from := f.known, f.last
 	current := known && f.failed == nil && f.lookedAt.After(after)
@@ -457,17 +453,6 @@ func (f *Feed) look(ctx context.Context, after time.Time) error {
 	f.take(l)
 	return nil
 }
-
-func (f *Feed) turn(ctx context.Context) error {
-	select {
-	case f.looking <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (f *Feed) giveTurn() { <-f.looking }
 
 // take remembers what a look found. The caller holds the lock.
 func (f *Feed) take(l look) {
@@ -499,10 +484,10 @@ func (f *Feed) take(l look) {
 func (f *Feed) reach(ctx context.Context, c cursor) (far bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	if err := f.turn(ctx); err != nil {
+	if err := f.looking.Acquire(ctx, 1); err != nil {
 		return false, fmt.Errorf("%w: %w", ErrBehind, err)
 	}
-	defer f.giveTurn()
+	defer f.looking.Release(1)
 	f.mu.Lock()
 	reached := !f.known || f.floor.within(c.seen)
 	f.mu.Unlock()

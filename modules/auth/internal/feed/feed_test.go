@@ -555,8 +555,8 @@ func TestVerifiersAreWrittenDown(t *testing.T) {
 		f := follow(t, open(t, db))
 		f.ask(0)
 		f.feed.Note(feed.Verifier{Client: "b", Name: "plain"}, f.asOf)
-		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k2", "k1"},
-			Tells: true}, f.asOf)
+		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k2", "k1"}},
+			f.asOf)
 		var list []feed.Seen
 		testenv.Eventually(t, "they are in the database", func() bool {
 			var err error
@@ -566,14 +566,14 @@ func TestVerifiersAreWrittenDown(t *testing.T) {
 			return len(list) == 2
 		})
 		a, b := list[0], list[1]
-		if a.Name != "orders-3" || a.Version != "1.4" || len(a.Keys) != 2 || a.Keys[0] != "k1" || !a.Tells ||
+		if a.Name != "orders-3" || a.Version != "1.4" || len(a.Keys) != 2 || a.Keys[0] != "k1" ||
 			a.Ago > time.Minute || a.Lag < 0 {
 			t.Errorf("listed as %+v", a)
 		}
-		if b.Client != "b" || b.Tells || len(b.Keys) != 0 {
+		if b.Client != "b" || b.Keys != nil {
 			t.Errorf("listed as %+v", b)
 		}
-		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k3"}, Tells: true},
+		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k3"}},
 			f.asOf)
 		testenv.Eventually(t, "the current keys", func() bool {
 			list, err := feed.Verifiers(t.Context(), db, time.Minute)
@@ -596,7 +596,7 @@ func TestProcessesOfOneNameAreToldApart(t *testing.T) {
 		one.ask(0)
 		other.ask(0)
 		note := func(f *follower, instance string, keys ...string) {
-			f.feed.Note(feed.Verifier{Client: "a", Name: "orders", Instance: instance, Keys: keys, Tells: true}, f.asOf)
+			f.feed.Note(feed.Verifier{Client: "a", Name: "orders", Instance: instance, Keys: keys}, f.asOf)
 		}
 		known := func(want string) {
 			t.Helper()

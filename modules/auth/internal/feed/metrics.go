@@ -8,19 +8,14 @@ import (
 	"github.com/toppira/authctl/platform/metric"
 )
 
-// meters are what Prometheus sees.
-type meters struct {
-	answers *prometheus.CounterVec
-}
-
 func (f *Feed) measure(to prometheus.Registerer) error {
-	f.meters.answers = prometheus.NewCounterVec(prometheus.CounterOpts{
+	f.answers = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "authctl_revocation_answers_total",
 		Help: "Answers to followers of /oauth2/revocations: news, nothing, a page of a snapshot, gone (the " +
 			"cursor is of another database), unavailable (the database does not answer) or crowded (too many " +
 			"followers).",
 	}, []string{"kind"})
-	return metric.Register(to, "the metrics of the feed", f.meters.answers,
+	return metric.Register(to, "the metrics of the feed", f.answers,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_revocation_followers",
 			Help: "Followers of /oauth2/revocations that are waiting at this process.",

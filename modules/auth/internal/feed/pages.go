@@ -6,12 +6,14 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // pages keeps the pages of snapshots for a while: after a restart of the database all followers
 // ask for them at once, and go from page to page together.
 type pages struct {
-	turns chan struct{} // so many are read at a time
+	turns *semaphore.Weighted // how many are read at a time
 
 	mu    sync.Mutex
 	list  map[string]*shared
@@ -88,19 +90,11 @@ func (p *pages) drop(text string, one *shared) {
 func (f *Feed) readPage(ctx context.Context, c cursor) (Page, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	select {
-	case f.pages.turns <- struct{}{}:
-		defer func() { <-f.pages.turns }()
-	case <-ctx.Done():
-		return Page{}, fmt.Errorf("%w: %w", ErrBehind, ctx.Err())
+	if err := f.pages.turns.Acquire(ctx, 1); err != nil {
+		return Page{}, fmt.Errorf("%w: %w", ErrBehind, err)
 	}
-	read := func() (look, error) {
-		if c.since.next == 0 {
-			return f.store.first(ctx, c.after, pageSize)
-		}
-		return f.store.page(ctx, c.after, c.since, pageSize)
-	}
-	l, err := read()
+	defer f.pages.turns.Release(1)
+	l, err := f.store.page(ctx, c.after, c.since, pageSize)
 	if err != nil {
 		return Page{}, fmt.Errorf("%w: %w", ErrBehind, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -52,10 +51,6 @@ type store struct {
 	// process stands for an SQLite database: its cursors are only valid in this process. While
 	// the process runs, nobody can put another file in place of the database.
 	process uint64
-}
-
-func newStore(db *database.DB, now func() time.Time) store {
-	return store{db: db, now: now, process: rand.Uint64()}
 }
 
 // incarnationPostgres tells the database from others, and from itself before it was restored or
@@ -111,22 +106,18 @@ func (s store) page(ctx context.Context, after int64, since position, limit int)
 		return s.askSQLite(ctx, "id > ?1 AND id >= ?2 AND expires_ms > ?3", limit,
 			after, int64(since.next), s.now().UnixMilli())
 	}
+	if since.next == 0 { // of a snapshot: the index leads from page to page
+		return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
+			SELECT `+columnsPostgres+`
+				FROM revocation WHERE id > ?1 AND expires_ms > least(extract(epoch FROM now()) * 1000, ?3)
+				ORDER BY id LIMIT ?2) r ON true ORDER BY r.id`, after, limit+1, s.now().UnixMilli())
+	}
 	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
 		SELECT `+columnsPostgres+` FROM (SELECT * FROM revocation WHERE revocation.xid >= CAST(CAST(?1 AS text) AS xid8) OFFSET 0) revocation
 			WHERE id > ?2 AND NOT pg_visible_in_snapshot(revocation.xid, CAST(CAST(?3 AS text) AS pg_snapshot))
 				AND expires_ms > least(extract(epoch FROM now()) * 1000, ?5)
 			ORDER BY id LIMIT ?4) r ON true ORDER BY r.id`, fmt.Sprint(since.oldest()), after, since.snapshot(), limit+1,
 		s.now().UnixMilli())
-}
-
-// first is page for a snapshot: the index leads from page to page.
-func (s store) first(ctx context.Context, after int64, limit int) (look, error) {
-	if !s.db.IsPostgres() {
-		return s.page(ctx, after, position{}, limit)
-	}
-	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
-		SELECT `+columnsPostgres+` FROM revocation WHERE id > ?1 AND expires_ms > least(extract(epoch FROM now()) * 1000, ?3)
-			ORDER BY id LIMIT ?2) r ON true ORDER BY r.id`, after, limit+1, s.now().UnixMilli())
 }
 
 func (s store) ask(ctx context.Context, limit int, query string, args ...any) (l look, err error) {
@@ -196,17 +187,15 @@ func scanRow(from database.Row, before ...any) (r row, err error) {
 	return r, err
 }
 
-// purge forgets at most limit facts that have expired, by the database's clock and by this server's: one
+// Purge forgets at most limit facts that have expired, by the database's clock and by this server's: one
 // that is ahead for a while must not make tokens good again for followers that begin later.
-func (s store) purge(ctx context.Context, limit int) (int64, error) {
-	some := `SELECT id FROM revocation WHERE expires_ms < ` + nowMS(s.db) + ` AND expires_ms < ? ORDER BY expires_ms LIMIT ?`
+func (f *Feed) Purge(ctx context.Context, limit int) (int64, error) {
+	db := f.store.db
+	some := `SELECT id FROM revocation WHERE expires_ms < ` + nowMS(db) + ` AND expires_ms < ?
+		ORDER BY expires_ms LIMIT ?`
 	query := `DELETE FROM revocation WHERE id IN (` + some + `)`
-	if s.db.IsPostgres() { // which would join, and read the whole table for it
+	if db.IsPostgres() { // which would join, and read the whole table for it
 		query = `DELETE FROM revocation WHERE id = ANY (ARRAY(` + some + `))`
 	}
-	res, err := s.db.Write(ctx, query, s.now().UnixMilli(), limit)
-	if err != nil {
-		return 0, fmt.Errorf("purge what has ended: %w", err)
-	}
-	return res.RowsAffected()
+	return db.Write(ctx, query, f.store.now().UnixMilli(), limit)
 }

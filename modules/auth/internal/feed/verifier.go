@@ -22,8 +22,7 @@ type Verifier struct {
 	Name     string   // empty: it does not say
 	Instance string   // tells processes of the same name apart
 	Version  string   //
-	Keys     []string // the ids of the keys that it holds
-	Tells    bool     // it says which keys it holds
+	Keys     []string // the ids of the signing keys that it holds; nil: it does not say
 }
 
 // Seen is a verifier as the database knows it.
@@ -100,7 +99,7 @@ func (f *Feed) Note(v Verifier, asOf time.Time) {
 
 func (r *registry) note(v Verifier, lag time.Duration) {
 	e := entry{Client: v.Client, Name: v.Name, Instance: v.Instance, Version: v.Version, LagMS: lag.Milliseconds()}
-	if v.Tells {
+	if v.Keys != nil {
 		keys := slices.Clone(v.Keys)
 		slices.Sort(keys)
 		e.Keys = new(strings.Join(slices.Compact(keys), ","))
@@ -153,16 +152,12 @@ func (r *registry) write(ctx context.Context, log *zap.Logger, list []entry) {
 	}
 }
 
-const (
-	nowMSPostgres = "(SELECT (extract(epoch FROM now()) * 1000)::bigint)"
-	nowMSSQLite   = "(SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS integer))"
-)
-
+// nowMS is the database's clock as an expression.
 func nowMS(db database.IDB) string {
 	if database.IsPostgres(db) {
-		return nowMSPostgres
+		return "(SELECT (extract(epoch FROM now()) * 1000)::bigint)"
 	}
-	return nowMSSQLite
+	return "(SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS integer))"
 }
 
 func writeVerifiers(ctx context.Context, db *database.DB, list []entry) error {
@@ -213,26 +208,23 @@ func forgetSurplus(ctx context.Context, db *database.DB, list []entry) error {
 // Verifiers lists those that were seen within a time, by client, name and instance.
 func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Seen, error) {
 	return database.Collect(ctx, db, "read the verifiers", func(from database.Row) (v Seen, err error) {
-		var keys string
+		var keys *string
 		var at, ago, lag int64
-		err = from.Scan(&v.Client, &v.Name, &v.Instance, &v.Version, &keys, &v.Tells, &at, &ago, &lag)
-		v.Keys = strings.FieldsFunc(keys, func(r rune) bool { return r == ',' })
+		err = from.Scan(&v.Client, &v.Name, &v.Instance, &v.Version, &keys, &at, &ago, &lag)
+		if keys != nil {
+			v.Keys = strings.FieldsFunc(*keys, func(r rune) bool { return r == ',' })
+		}
 		v.At, v.Lag = time.UnixMilli(at).UTC(), time.Duration(lag)*time.Millisecond
 		v.Ago = time.Duration(max(0, ago)) * time.Millisecond
 		return v, err
-	}, `SELECT client, name, instance, version, coalesce(keys, ''), keys IS NOT NULL,
-			seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
+	}, `SELECT client, name, instance, version, keys, seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
 		FROM verifier WHERE seen_ms > `+nowMS(db)+` - ? AND seen_ms <= `+nowMS(db)+` + ?
 		ORDER BY client, name, instance`, within.Milliseconds(), seenAhead.Milliseconds())
 }
 
 // PurgeVerifiers forgets at most limit verifiers that were not seen for a day, or whose time is void.
 func (f *Feed) PurgeVerifiers(ctx context.Context, limit int) (int64, error) {
-	res, err := f.store.db.Write(ctx, `DELETE FROM verifier WHERE (client, name, instance) IN
+	return f.store.db.Write(ctx, `DELETE FROM verifier WHERE (client, name, instance) IN
 		(SELECT client, name, instance FROM verifier WHERE seen_ms < `+nowMS(f.store.db)+` - ? OR seen_ms > `+nowMS(f.store.db)+` + ? LIMIT ?)`,
 		verifierKept.Milliseconds(), seenAhead.Milliseconds(), limit)
-	if err != nil {
-		return 0, fmt.Errorf("purge the verifiers: %w", err)
-	}
-	return res.RowsAffected()
 }

@@ -8,9 +8,7 @@ import (
 	"errors"
 	"iter"
 	"net/netip"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 )
@@ -79,6 +77,7 @@ type Start struct {
 	Epoch  int64
 	Hash   Hash // of the secret of the token of generation 1
 
+	// Texts of the client, which the caller has made printable and bounded.
 	DeviceName string
 	UserAgent  string
 	IP         string
@@ -129,7 +128,7 @@ type Rotation struct {
 	Grace   time.Duration // how long the presented token still yields the newest one; 0 is never
 	IdleTTL time.Duration
 
-	UserAgent string
+	UserAgent string // as in [Start]
 	IP        string
 }
 
@@ -261,11 +260,11 @@ type Store interface {
 
 	// Purge removes at most limit expired sessions, if the engine does not by itself, and
 	// returns how many.
-	Purge(ctx context.Context, limit int) (int, error)
+	Purge(ctx context.Context, limit int) (int64, error)
 
 	// Forget drops the sealed successors of tokens whose windows are over, of at most limit
 	// sessions, if the engine does not by itself. It returns of how many.
-	Forget(ctx context.Context, limit int) (int, error)
+	Forget(ctx context.Context, limit int) (int64, error)
 
 	// Missing returns those of the sessions of which there is no live record.
 	Missing(ctx context.Context, refs []Ref) ([]Ref, error)
@@ -284,37 +283,4 @@ type Store interface {
 	// Walk yields the live sessions of all users that match, in no order, in bounded memory.
 	// A session that is used meanwhile may come twice. The first error ends it.
 	Walk(ctx context.Context, f Filter) iter.Seq2[Session, error]
-}
-
-// Most bytes kept of what a client says of itself. A device name may have a hundred characters.
-const (
-	maxDeviceNameBytes = 100 * utf8.UTFMax
-	maxUserAgentBytes  = 512
-	maxIPBytes         = 64
-)
-
-// Clean returns s with the client's texts cut and made storable everywhere: valid UTF-8
-// without NUL.
-func (s Start) Clean() Start {
-	s.DeviceName, s.UserAgent, s.IP = clean(s.DeviceName, maxDeviceNameBytes), clean(s.UserAgent, maxUserAgentBytes),
-		clean(s.IP, maxIPBytes)
-	return s
-}
-
-// Clean does for a rotation what [Start.Clean] does.
-func (r Rotation) Clean() Rotation {
-	r.UserAgent, r.IP = clean(r.UserAgent, maxUserAgentBytes), clean(r.IP, maxIPBytes)
-	return r
-}
-
-func clean(text string, limit int) string {
-	text = strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "")
-	for len(text) > limit {
-		cut := limit
-		for cut > 0 && !utf8.RuneStart(text[cut]) {
-			cut--
-		}
-		text = text[:cut]
-	}
-	return text
 }

@@ -370,13 +370,9 @@ func Purge(ctx context.Context, db *database.DB, limit int) (purged int64, err e
 		query := fmt.Sprintf("DELETE FROM throttle_counter WHERE ctid = ANY (ARRAY (SELECT ctid FROM throttle_counter "+
 			"WHERE expires_hour "+which+" LIMIT ? FOR UPDATE SKIP LOCKED))",
 			"(SELECT floor(extract(epoch FROM now()) / 3600)::integer)")
-		res, err := db.Write(ctx, query, int64(limit)-purged)
+		n, err := db.Write(ctx, query, int64(limit)-purged)
 		if err != nil {
-			return 0, fmt.Errorf("purge the counters of sign-ins: %w", err)
-		}
-		n, err := res.RowsAffected()
-		if err != nil {
-			return 0, fmt.Errorf("purge the counters of sign-ins: %w", err)
+			return 0, err
 		}
 		purged += n
 	}

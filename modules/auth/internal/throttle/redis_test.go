@@ -541,7 +541,7 @@ func TestAFloodAsksRedisInTurns(t *testing.T) {
 	store.timeout, store.patience = testenv.Patience, testenv.Patience
 	var all sync.WaitGroup
 	var asked atomic.Int32
-	flood := 4 * cap(store.turns)
+	flood := 4 * int(turns())
 	for i := range flood {
 		all.Go(func() {
 			asked.Add(1)
@@ -552,11 +552,11 @@ func TestAFloodAsksRedisInTurns(t *testing.T) {
 		})
 	}
 	testenv.Eventually(t, "all ask, and the allowed number waits for Redis", func() bool {
-		return int(asked.Load()) == flood && int(h.now.Load()) >= cap(store.turns)
+		return int(asked.Load()) == flood && int64(h.now.Load()) >= turns()
 	})
 	close(h.letGo)
 	all.Wait()
-	if most := int(h.most.Load()); most > turns() {
+	if most := int64(h.most.Load()); most > turns() {
 		t.Errorf("%d asked at once, want at most %d", most, turns())
 	}
 }
@@ -575,8 +575,8 @@ func TestAStrangerWhoGetsNoTurnIsRefused(t *testing.T) {
 	}
 	device := l.Succeeded(t.Context(), ticket, "owner")
 	store.timeout, store.patience = testenv.Patience, time.Millisecond
-	for range cap(store.turns) {
-		store.turns <- struct{}{}
+	if !store.turns.TryAcquire(turns()) {
+		t.Fatal("somebody has a turn")
 	}
 	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(2)}); !errors.Is(err, ErrCrowded) {
 		t.Errorf("a stranger without a turn: %v", err)
@@ -592,11 +592,13 @@ func TestAStrangerWhoGetsNoTurnIsRefused(t *testing.T) {
 	if !store.up() {
 		t.Error("Redis counts as down")
 	}
-	<-store.turns
+	store.turns.Release(1)
 	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(2)}); err != nil {
 		t.Errorf("with a turn: %v", err)
 	}
-	store.turns <- struct{}{}
+	if !store.turns.TryAcquire(1) {
+		t.Fatal("somebody has the turn")
+	}
 	store.note(errors.New("Redis hangs"))
 	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(3)}); err != nil {
 		t.Errorf("without a turn, and Redis is down: %v", err)

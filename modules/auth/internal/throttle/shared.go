@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/toppira/authctl/platform/cache"
 )
@@ -34,13 +35,13 @@ const (
 // at once, or are refused at once, they would take every connection, and a refresh would wait for all of
 // them. Two for each core are enough for what can be hashed, even if Redis takes tens of milliseconds to
 // answer. The client has at least eight connections for each. Known devices do not wait for a turn.
-func turns() int { return max(4, 2*runtime.NumCPU()) }
+func turns() int64 { return int64(max(4, 2*runtime.NumCPU())) }
 
 // shared keeps the counters of all processes in Redis.
 type shared struct {
 	client   cache.Client
-	turns    chan struct{} // holds one for each sign-in that asks
-	patience time.Duration // for a turn
+	turns    *semaphore.Weighted // of the sign-ins that ask
+	patience time.Duration       // for a turn
 	script   string
 	digest   string // by which Redis remembers the script
 	timeout  time.Duration
@@ -50,7 +51,7 @@ type shared struct {
 
 func newShared(client cache.Client, r rules, timeout time.Duration, now func() time.Time, log *zap.Logger) *shared {
 	script := r.lua() + limitsLua
-	return &shared{client: client, turns: make(chan struct{}, turns()), patience: max(turnPatience, timeout),
+	return &shared{client: client, turns: semaphore.NewWeighted(turns()), patience: max(turnPatience, timeout),
 		script: script, digest: redis.NewScript(script).Hash(), timeout: timeout,
 		reach: reach{engine: "redis", now: now, log: log}}
 }
@@ -84,7 +85,7 @@ func (s *shared) begin(ctx context.Context, k keys) (verdict, error) {
 	if k.device == (id{}) && s.up() {
 		switch {
 		case s.turn(ctx, s.patience):
-			defer s.endTurn()
+			defer s.turns.Release(1)
 		case s.up():
 			return verdict{}, cmp.Or(ctx.Err(), ErrCrowded)
 		} // else those whose turn it was have found that Redis is away
@@ -112,7 +113,7 @@ func (s *shared) finish(ctx context.Context, k keys, in tier, how outcome, known
 		if !s.turn(ctx, commandTimeout) { // longer than any flood: a failure that is not shared is a guess for free
 			return result{}, errAway
 		}
-		defer s.endTurn()
+		defer s.turns.Release(1)
 	}
 	n, err := s.run(ctx, 2, k.redis(known), "finish", nil, int64(in), int64(how), owner.String())
 	if err != nil {
@@ -204,23 +205,13 @@ func (s *shared) run(ctx context.Context, n int, keys []string, operation string
 // turn waits until few enough ask Redis, no longer than patience. When it reports true, the caller must end
 // its turn.
 func (s *shared) turn(ctx context.Context, patience time.Duration) bool {
-	select {
-	case s.turns <- struct{}{}: // mostly
+	if s.turns.TryAcquire(1) { // mostly
 		return true
-	default:
 	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case s.turns <- struct{}{}:
-		return true
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return false
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return s.turns.Acquire(ctx, 1) == nil
 }
-
-func (s *shared) endTurn() { <-s.turns }
 
 func read(answer []any, n int, text *string) ([]int64, error) {
 	numbers := make([]int64, n)

@@ -16,7 +16,6 @@ func (s *Store) Load(ctx context.Context, starts []session.Start) error {
 	}
 	_, err := s.client.Pipelined(ctx, func(p goredis.Pipeliner) error {
 		for _, start := range starts {
-			start = start.Clean()
 			s.create.EvalSha(ctx, p, []string{s.record(start.UserID, start.ID), s.index(start.UserID)},
 				start.ID.String(), start.Hash[:], start.Epoch, start.DeviceName, start.UserAgent, start.IP,
 				start.MaxAge.Milliseconds(), start.IdleTTL.Milliseconds(), 0, false,

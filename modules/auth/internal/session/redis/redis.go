@@ -72,7 +72,7 @@ const (
 	scanMemory = 24 * time.Hour
 )
 
-// Options are for tests and for servers that several installations share.
+// Options are for tests.
 type Options struct {
 	Prefix string               // of every key; "authctl:session:" when empty
 	Skew   func() time.Duration // added to the server's clock; nil is zero
@@ -109,9 +109,7 @@ func (s *Store) lost(u, id uuid.UUID) string      { return s.user(u) + "o:" + id
 func (s *Store) index(u uuid.UUID) string         { return s.user(u) + "index" }
 func (s *Store) marks(u uuid.UUID) string         { return s.user(u) + "reused" }
 
-// Create implements [session.Store].
 func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {
-	start = start.Clean()
 	reply, err := s.create.Run(ctx, s.client,
 		[]string{s.record(start.UserID, start.ID), s.index(start.UserID)},
 		start.ID.String(), start.Hash[:], start.Epoch, start.DeviceName, start.UserAgent, start.IP,
@@ -131,9 +129,7 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 	return session.Started{Session: one, Excess: excess}, fail("create session", err)
 }
 
-// Rotate implements [session.Store].
 func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
-	r = r.Clean()
 	user, sid := s.user(r.UserID), r.SessionID.String()
 	reply, err := s.rotate.Run(ctx, s.client,
 		[]string{user + "s:" + sid, user + "index", user + "n:" + sid, user + "reused", user + "o:" + sid},
@@ -166,7 +162,6 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.RotateR
 	return session.RotateResult{Outcome: session.Reused, Session: one}, nil
 }
 
-// Reissue implements [session.Store].
 func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
 	reply, err := s.reissue.Run(ctx, s.client,
 		[]string{s.record(r.UserID, r.SessionID), s.successor(r.UserID, r.SessionID), s.lost(r.UserID, r.SessionID)},
@@ -185,9 +180,8 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 	return one, fail("reissue session", err)
 }
 
-// Get implements [session.Store].
 func (s *Store) Get(ctx context.Context, userID, id uuid.UUID) (session.Session, error) {
-	live, err := s.live(ctx, []key{{userID, id}})
+	live, err := s.live(ctx, []session.Ref{{UserID: userID, ID: id}})
 	if err != nil {
 		return session.Session{}, fail("read session", err)
 	}
@@ -197,17 +191,12 @@ func (s *Store) Get(ctx context.Context, userID, id uuid.UUID) (session.Session,
 	return live[0], nil
 }
 
-// List implements [session.Store].
 func (s *Store) List(ctx context.Context, userID uuid.UUID) ([]session.Session, error) {
-	ids, err := s.members(ctx, userID)
+	refs, err := s.members(ctx, userID)
 	if err != nil {
 		return nil, fail("list sessions", err)
 	}
-	keys := make([]key, len(ids))
-	for i, id := range ids {
-		keys[i] = key{userID, id}
-	}
-	live, err := s.live(ctx, keys)
+	live, err := s.live(ctx, refs)
 	slices.SortFunc(live, session.NewestUse)
 	return live, fail("list sessions", err)
 }
@@ -231,7 +220,6 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 	return fail("delete sessions", err)
 }
 
-// DeleteAll implements [session.Store].
 func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, keep uuid.NullUUID) error {
 	live, err := s.List(ctx, userID)
 	if err != nil {
@@ -297,7 +285,7 @@ func (s *Store) reusedOn(
 	}
 	end := time.Now().Add(most)
 	for step := 0; time.Now().Before(end); step++ {
-		found, next, err := server.Client.Scan(ctx, cursor, escape(s.prefix)+"{*}:reused", scanCount).Result()
+		found, next, err := server.Client.Scan(ctx, cursor, s.prefix+"{*}:reused", scanCount).Result()
 		if err != nil {
 			return marked, err
 		}
@@ -319,7 +307,7 @@ func (s *Store) reusedOn(
 }
 
 func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, error) {
-	userID, _, ok := s.parseKey(marks)
+	of, ok := s.parseKey(marks)
 	if !ok {
 		return nil, nil
 	}
@@ -334,7 +322,7 @@ func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, e
 			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
 		}
 		wanted := append(slices.Clone(recordFields), "stopped", "sgen", "sagent", "sip")
-		fields, err := s.client.HMGet(ctx, s.record(userID, id), wanted...).Result()
+		fields, err := s.client.HMGet(ctx, s.record(of.UserID, id), wanted...).Result()
 		if err != nil {
 			return nil, err
 		}
@@ -342,7 +330,7 @@ func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, e
 			continue
 		}
 		var d decoder
-		m := session.Marked{Session: d.session(userID, id, fields), StoppedAt: d.time(fields[sessionFields]),
+		m := session.Marked{Session: d.session(of.UserID, id, fields), StoppedAt: d.time(fields[sessionFields]),
 			Generation: uint32(d.int(fields[sessionFields+1])), UserAgent: d.text(fields[sessionFields+2]),
 			IP: d.text(fields[sessionFields+3])}
 		if d.err != nil {
@@ -355,18 +343,13 @@ func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, e
 
 // Purge implements [session.Store]. Redis expires keys by itself, and Create drops expired
 // ids from the index, which has a TTL as well.
-func (s *Store) Purge(context.Context, int) (int, error) { return 0, nil }
+func (s *Store) Purge(context.Context, int) (int64, error) { return 0, nil }
 
 // Forget implements [session.Store]. Redis drops each key when its window is over.
-func (s *Store) Forget(context.Context, int) (int, error) { return 0, nil }
+func (s *Store) Forget(context.Context, int) (int64, error) { return 0, nil }
 
-// Missing implements [session.Store].
 func (s *Store) Missing(ctx context.Context, refs []session.Ref) ([]session.Ref, error) {
-	keys := make([]key, len(refs))
-	for i, ref := range refs {
-		keys[i] = key{ref.UserID, ref.ID}
-	}
-	live, err := s.live(ctx, keys)
+	live, err := s.live(ctx, refs)
 	if err != nil {
 		return nil, fail("look for sessions", err)
 	}
@@ -374,13 +357,7 @@ func (s *Store) Missing(ctx context.Context, refs []session.Ref) ([]session.Ref,
 	for _, one := range live {
 		there[session.Ref{UserID: one.UserID, ID: one.ID}] = true
 	}
-	var missing []session.Ref
-	for _, ref := range refs {
-		if !there[ref] {
-			missing = append(missing, ref)
-		}
-	}
-	return missing, nil
+	return slices.DeleteFunc(slices.Clone(refs), func(ref session.Ref) bool { return there[ref] }), nil
 }
 
 // A store that nobody has looked at for memoryGap may have been put back to an older copy
@@ -430,7 +407,6 @@ func (s *Store) remembers(ctx context.Context, name string) (session.Memory, err
 	return session.Memory{Since: d.time(reply[0]), Emptied: d.text(reply[1]) == "1"}, d.err
 }
 
-// Count implements [session.Store].
 func (s *Store) Count(ctx context.Context) (n int, err error) {
 	err = s.scan(ctx, "{*}:s:*", func(names []string) error {
 		n += len(names)
@@ -477,7 +453,7 @@ func (s *Store) scan(ctx context.Context, pattern string, do func(names []string
 	}
 	for _, server := range servers {
 		for cursor := uint64(0); ; {
-			names, next, err := server.Client.Scan(ctx, cursor, escape(s.prefix)+pattern, scanCount).Result()
+			names, next, err := server.Client.Scan(ctx, cursor, s.prefix+pattern, scanCount).Result()
 			if err != nil {
 				return err
 			}
@@ -505,13 +481,13 @@ func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Se
 	return func(yield func(session.Session, error) bool) {
 		enough := errors.New("enough")
 		err := s.scan(ctx, pattern, func(names []string) error {
-			keys := make([]key, 0, len(names))
+			refs := make([]session.Ref, 0, len(names))
 			for _, name := range names {
-				if userID, id, ok := s.parseKey(name); ok {
-					keys = append(keys, key{userID, id})
+				if ref, ok := s.parseKey(name); ok {
+					refs = append(refs, ref)
 				}
 			}
-			live, err := s.live(ctx, keys)
+			live, err := s.live(ctx, refs)
 			if err != nil {
 				return err
 			}
@@ -528,47 +504,42 @@ func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Se
 	}
 }
 
-type key struct{ user, session uuid.UUID }
-
 // parseKey reads the user and, of a record's key, the session.
-func (s *Store) parseKey(name string) (userID, id uuid.UUID, ok bool) {
-	rest, ok := strings.CutPrefix(name, s.prefix+"{")
-	if !ok {
-		return
-	}
-	user, rest, _ := strings.Cut(rest, "}:")
-	userID, err := uuid.Parse(user)
-	if err != nil {
-		return userID, id, false
+func (s *Store) parseKey(name string) (ref session.Ref, ok bool) {
+	user, rest, _ := strings.Cut(strings.TrimPrefix(name, s.prefix+"{"), "}:")
+	var err error
+	if ref.UserID, err = uuid.Parse(user); err != nil {
+		return ref, false
 	}
 	if sid, isRecord := strings.CutPrefix(rest, "s:"); isRecord {
-		id, err = uuid.Parse(sid)
+		ref.ID, err = uuid.Parse(sid)
 	}
-	return userID, id, err == nil
+	return ref, err == nil
 }
 
-// members returns the ids in a user's index, some of which may have expired.
-func (s *Store) members(ctx context.Context, userID uuid.UUID) ([]uuid.UUID, error) {
+// members returns the sessions in a user's index, some of which may have expired.
+func (s *Store) members(ctx context.Context, userID uuid.UUID) ([]session.Ref, error) {
 	names, err := s.client.ZRange(ctx, s.index(userID), 0, -1).Result()
 	if err != nil {
 		return nil, err
 	}
-	ids := make([]uuid.UUID, len(names))
+	refs := make([]session.Ref, len(names))
 	for i, name := range names {
-		if ids[i], err = uuid.Parse(name); err != nil {
+		refs[i].UserID = userID
+		if refs[i].ID, err = uuid.Parse(name); err != nil {
 			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
 		}
 	}
-	return ids, nil
+	return refs, nil
 }
 
 // live reads sessions in one round trip and leaves out what is expired or stopped.
-func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error) {
-	if len(keys) == 0 {
+func (s *Store) live(ctx context.Context, refs []session.Ref) ([]session.Session, error) {
+	if len(refs) == 0 {
 		return nil, nil
 	}
 	var clock *goredis.TimeCmd
-	records := make([]*goredis.SliceCmd, len(keys))
+	records := make([]*goredis.SliceCmd, len(refs))
 	// In a cluster TIME would be that of any node. There the records' own expiry decides, which is at the same
 	// time by the clock of the node that has them.
 	timed := s.skewed || !cache.IsCluster(s.client)
@@ -576,8 +547,8 @@ func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error)
 		if timed {
 			clock = p.Time(ctx)
 		}
-		for i, k := range keys {
-			records[i] = p.HMGet(ctx, s.record(k.user, k.session), append(slices.Clone(recordFields), "stopped")...)
+		for i, ref := range refs {
+			records[i] = p.HMGet(ctx, s.record(ref.UserID, ref.ID), append(slices.Clone(recordFields), "stopped")...)
 		}
 		return nil
 	})
@@ -589,12 +560,12 @@ func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error)
 		now = clock.Val().Add(s.skew())
 	}
 	var live []session.Session
-	for i, k := range keys {
+	for i, ref := range refs {
 		fields := records[i].Val()
 		if fields[0] == nil || fields[sessionFields] != nil {
 			continue
 		}
-		one, err := decode(k.user, k.session, fields)
+		one, err := decode(ref.UserID, ref.ID, fields)
 		if err != nil {
 			return nil, err
 		}
@@ -675,11 +646,6 @@ func parseExcess(values []any) ([]session.Excess, error) {
 		excess = append(excess, session.Excess{ID: id, Tentative: tentative})
 	}
 	return excess, nil
-}
-
-// escape makes a prefix literal in a pattern of SCAN.
-func escape(prefix string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(prefix)
 }
 
 // errCorrupt says that something else wrote to our keys. Trying again will not help.

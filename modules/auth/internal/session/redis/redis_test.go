@@ -60,7 +60,7 @@ type reminded struct {
 	server *miniredis.Miniredis
 }
 
-func (r reminded) Forget(ctx context.Context, limit int) (int, error) {
+func (r reminded) Forget(ctx context.Context, limit int) (int64, error) {
 	r.server.FastForward(100 * time.Millisecond)
 	return r.Store.Forget(ctx, limit)
 }

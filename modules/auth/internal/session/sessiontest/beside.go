@@ -3,7 +3,6 @@ package sessiontest
 import (
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"testing"
 	"time"
 
@@ -33,14 +32,7 @@ func RunBeside(t *testing.T, open Open) {
 	} {
 		checks = append(checks, Named(name))
 	}
-	for _, check := range checks {
-		t.Run(strings.ReplaceAll(check.Name, " ", "_"), func(t *testing.T) {
-			t.Parallel()
-			if err := check.Run(t, open); err != nil {
-				t.Error(err)
-			}
-		})
-	}
+	run(t, open, checks)
 }
 
 // by lets one of the two stores do it.

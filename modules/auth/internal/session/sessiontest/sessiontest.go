@@ -7,6 +7,7 @@ package sessiontest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -34,8 +35,10 @@ type Engine struct {
 type Open func(t testing.TB, skew func() time.Duration) Engine
 
 // Run runs every check, each on its own engine.
-func Run(t *testing.T, open Open) {
-	for _, check := range Checks() {
+func Run(t *testing.T, open Open) { run(t, open, Checks()) }
+
+func run(t *testing.T, open Open, checks []Check) {
+	for _, check := range checks {
 		t.Run(strings.ReplaceAll(check.Name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			if err := check.Run(t, open); err != nil {
@@ -199,6 +202,17 @@ func (p *probe) get(t session.Token) session.Session {
 	one, err := p.either().Get(p.ctx, t.UserID(), t.SessionID())
 	p.must(err)
 	return one
+}
+
+// absent requires that the session of a token is neither found nor reissued, nor walked over.
+func (p *probe) absent(t session.Token, next uint32) {
+	_, err := p.Store.Get(p.ctx, t.UserID(), t.SessionID())
+	p.equal("it is not found", errors.Is(err, session.ErrNotFound), true)
+	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: t.UserID(), SessionID: t.SessionID(), Generation: next,
+		IdleTTL: idleTTL})
+	p.equal("it is not reissued", errors.Is(err, session.ErrNotFound), true)
+	_, walked := p.walk(session.Filter{})[t.SessionID()]
+	p.equal("it is walked over", walked, false)
 }
 
 func (p *probe) list(user uuid.UUID) []uuid.UUID {

@@ -25,7 +25,6 @@ func (s *Store) Load(ctx context.Context, next func() (session.Start, bool)) err
 		if !more {
 			return nil
 		}
-		start = start.Clean()
 		maxAge, idle := start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
 		return []any{
 			[16]byte(start.ID), [16]byte(start.UserID), start.Epoch, int64(1), int64(1), true, start.Hash[:], []byte{},

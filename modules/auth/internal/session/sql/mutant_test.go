@@ -123,7 +123,7 @@ func TestForgettingDropsEverySealedSuccessorAfterItsWindow(t *testing.T) {
 			}
 		}
 		const portion = 10
-		forget := func() (sum int) {
+		forget := func() (sum int64) {
 			for {
 				n, err := store.Forget(t.Context(), portion)
 				if err != nil {

@@ -103,9 +103,7 @@ WHERE id = $1 AND user_id = $2 AND stopped_ms IS NULL AND {now} < idle_expires_m
 	AND (links IS NULL OR {now} < replay_until_ms AND sealed IS NOT NULL AND length(links) < {full})
 RETURNING ` + columns
 
-// Create implements [session.Store].
 func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {
-	start = start.Clean()
 	var started session.Started
 	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		started = session.Started{}
@@ -128,9 +126,6 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 			start.DeviceName, start.UserAgent, start.IP, maxAge, idle)
 		return scan(row, &started.Session)
 	})
-	if errors.Is(err, session.ErrTooMany) {
-		return session.Started{}, session.ErrTooMany
-	}
 	if err != nil {
 		return session.Started{}, fail("create session", err)
 	}
@@ -167,9 +162,7 @@ func (s *Store) excess(ctx context.Context, tx database.Tx, start session.Start)
 // lockClass sets our advisory locks apart from others.
 const lockClass = 0x73657373 // "sess"
 
-// Rotate implements [session.Store].
 func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
-	r = r.Clean()
 	rotated, err := s.rotateSession(ctx, r)
 	return rotated, fail("rotate session", err)
 }
@@ -189,8 +182,10 @@ func (s *Store) rotateSession(ctx context.Context, r session.Rotation) (rotated 
 		return rotated, err
 	}
 	// Most of what is left asks for no change, and needs no lock.
-	if rec, err := s.record(ctx, s.db, r.UserID, r.SessionID); err != nil || !rec.changedBy(r) {
-		return rec.answer(r), err
+	rec, err := s.record(ctx, s.db, r.UserID, r.SessionID)
+	answer, changes := rec.answer(r)
+	if err != nil || !changes {
+		return answer, err
 	}
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
 		if _, err = tx.ExecContext(ctx, "SELECT FROM session WHERE id = ? FOR UPDATE", r.SessionID); err != nil {
@@ -219,10 +214,10 @@ func (s *Store) rotateAtOnce(ctx context.Context, stmt *database.Stmt,
 // rotateSlowly decides about any token and does what it decided. The row is locked.
 func (s *Store) rotateSlowly(ctx context.Context, tx database.IDB, r session.Rotation) (session.RotateResult, error) {
 	rec, err := s.record(ctx, tx, r.UserID, r.SessionID)
-	if err != nil || !rec.changedBy(r) {
-		return rec.answer(r), err
+	answer, changes := rec.answer(r)
+	if err != nil || !changes {
+		return answer, err
 	}
-	answer := rec.answer(r)
 	if answer.Outcome == session.Reused {
 		_, err := tx.ExecContext(ctx, `UPDATE session SET stopped_ms = ?, stopped_generation = ?, stopped_user_agent = ?, stopped_ip = ?,
 			sealed = NULL, links = NULL, marks = NULL WHERE id = ?`, rec.now, r.Generation, r.UserAgent, r.IP, r.SessionID)
@@ -287,27 +282,19 @@ func (s *Store) record(ctx context.Context, db database.IDB, userID, id uuid.UUI
 	return rec, err
 }
 
-// answer is what a rotation is answered. When it changes the record, that is still to be done.
-func (rec record) answer(r session.Rotation) session.RotateResult {
+// answer is what a rotation is answered, and whether it changes the record, which is still to be done.
+func (rec record) answer(r session.Rotation) (answer session.RotateResult, changes bool) {
 	if rec.session.ID == uuid.Nil {
-		return session.RotateResult{Outcome: session.Gone}
+		return session.RotateResult{Outcome: session.Gone}, false
 	}
 	if rec.stopped {
-		return session.RotateResult{Outcome: session.Reused, Session: rec.session}
+		return session.RotateResult{Outcome: session.Reused, Session: rec.session}, false
 	}
-	outcome, links, _ := rec.chain.Answer(r, rec.now)
-	return session.RotateResult{Outcome: outcome, Session: rec.session, Links: links}
+	outcome, links, repeated := rec.chain.Answer(r, rec.now)
+	return session.RotateResult{Outcome: outcome, Session: rec.session, Links: links},
+		outcome == session.Reused || outcome == session.Rotated && !repeated
 }
 
-func (rec record) changedBy(r session.Rotation) bool {
-	if rec.session.ID == uuid.Nil || rec.stopped {
-		return false
-	}
-	outcome, _, repeated := rec.chain.Answer(r, rec.now)
-	return outcome == session.Reused || outcome == session.Rotated && !repeated
-}
-
-// Reissue implements [session.Store].
 func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
 	var one session.Session
 	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
@@ -335,15 +322,9 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 			r.Reauthenticated, rec.now)
 		return err
 	})
-	for _, expected := range []error{session.ErrNotFound, session.ErrConflict} {
-		if errors.Is(err, expected) {
-			return session.Session{}, expected
-		}
-	}
 	return one, fail("reissue session", err)
 }
 
-// Get implements [session.Store].
 func (s *Store) Get(ctx context.Context, userID, id uuid.UUID) (session.Session, error) {
 	live, err := s.query(ctx, "user_id = ? AND id = ?", userID, id)
 	if err != nil {
@@ -355,14 +336,12 @@ func (s *Store) Get(ctx context.Context, userID, id uuid.UUID) (session.Session,
 	return live[0], nil
 }
 
-// List implements [session.Store].
 func (s *Store) List(ctx context.Context, userID uuid.UUID) ([]session.Session, error) {
 	live, err := s.query(ctx, "user_id = ?", userID)
 	slices.SortFunc(live, session.NewestUse)
 	return live, fail("list sessions", err)
 }
 
-// Delete implements [session.Store].
 func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) error {
 	if len(ids) == 0 {
 		return nil
@@ -371,7 +350,6 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 	return fail("delete sessions", err)
 }
 
-// DeleteAll implements [session.Store].
 func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, keep uuid.NullUUID) error {
 	kept := uuid.Nil // of no session
 	if keep.Valid {
@@ -382,7 +360,6 @@ func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, ke
 	return fail("delete sessions", err)
 }
 
-// Reused implements [session.Store].
 func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error) {
 	marked, err := database.Collect(ctx, s.db, "read sessions", func(row database.Row) (m session.Marked, err error) {
 		var stopped int64
@@ -394,40 +371,30 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 	return marked, fail("look for stopped sessions", err)
 }
 
-// Purge implements [session.Store].
-func (s *Store) Purge(ctx context.Context, limit int) (int, error) {
+func (s *Store) Purge(ctx context.Context, limit int) (int64, error) {
 	now := s.now()
 	// The outer condition looks at a row that changed while it was waited for.
-	res, err := s.db.Write(ctx, `DELETE FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+` AND id IN
+	n, err := s.db.Write(ctx, `DELETE FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+` AND id IN
 		(SELECT id FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+` ORDER BY idle_expires_ms LIMIT ?)`, limit)
-	if err != nil {
-		return 0, fail("purge sessions", err)
-	}
-	n, err := res.RowsAffected()
-	return int(n), fail("purge sessions", err)
+	return n, fail("purge sessions", err)
 }
 
-// Forget implements [session.Store].
-func (s *Store) Forget(ctx context.Context, limit int) (int, error) {
+func (s *Store) Forget(ctx context.Context, limit int) (int64, error) {
 	now := s.now()
 	// A window that ends too far ahead is void: a clock that was ahead wrote it.
 	ended := "sealed IS NOT NULL AND (replay_until_ms <= " + now + " OR replay_until_ms > " + now + " + ?1)"
-	res, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+ended+" AND id IN (SELECT id "+
+	n, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+ended+" AND id IN (SELECT id "+
 		"FROM session WHERE "+ended+" LIMIT ?2)", session.MaxWindow.Milliseconds(), limit)
 	if err != nil {
 		return 0, fail("forget replaced tokens", err)
 	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return 0, fail("forget replaced tokens", err)
-	}
 	older, err := s.forgetLinks(ctx, limit)
-	return max(int(n), older), fail("forget replaced tokens", err)
+	return max(n, older), fail("forget replaced tokens", err)
 }
 
 // forgetLinks drops the links whose windows are over. Few sessions have any: those that were
 // rotated twice within a window.
-func (s *Store) forgetLinks(ctx context.Context, limit int) (forgotten int, err error) {
+func (s *Store) forgetLinks(ctx context.Context, limit int) (forgotten int64, err error) {
 	for after := uuid.Nil; ; {
 		page, err := s.linked(ctx, after, limit)
 		if err != nil {
@@ -498,7 +465,6 @@ func (s *Store) Missing(ctx context.Context, refs []session.Ref) ([]session.Ref,
 // Memory implements [session.Store]. What the database has lost is not known to have been.
 func (s *Store) Memory(context.Context) (session.Memory, error) { return session.Memory{}, nil }
 
-// Count implements [session.Store].
 func (s *Store) Count(ctx context.Context) (n int, err error) {
 	err = s.db.QueryRowContext(ctx, "SELECT count(*) FROM session").Scan(&n)
 	return n, fail("count sessions", err)
@@ -527,7 +493,6 @@ func (s *Store) Clear(ctx context.Context, progress func(gone int)) error {
 
 const walkPage = 500
 
-// Walk implements [session.Store].
 func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {
 	return func(yield func(session.Session, error) bool) {
 		for after := uuid.Nil; ; {
