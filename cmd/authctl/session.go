@@ -163,7 +163,14 @@ As JSON it is an array with one element a line, written as a stream.`,
 func (g *global) listSessions(cmd *cobra.Command, svc *auth.Service, filter auth.SessionFilter) error {
 	heading := []string{"ID", "USER", "DEVICE", "IP", "LAST USED", "EXPIRES"}
 	return g.stream(cmd.OutOrStdout(), heading, func(print func(v any, row []string) error) error {
-		return svc.FindSessions(cmd.Context(), filter, func(s auth.Session) error { return print(describeSession(s)) })
+		return svc.FindSessions(cmd.Context(), filter, func(found []auth.Session) error {
+			for _, s := range found {
+				if err := print(describeSession(s)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	})
 }
 

@@ -20,10 +20,10 @@ type Caller struct {
 	state     sessionState
 }
 
-// live reports whether the session of the token goes on.
+// live reports whether the session of the token is live.
 func (c Caller) live() bool { return c.state.live(c.SessionID, c.claims.SessionEpoch) }
 
-// identify is [Service.Authenticate] without the question whether the session goes on.
+// identify is [Service.Authenticate] without the check that the session is live.
 func (s *Service) identify(ctx context.Context, access string) (Caller, error) {
 	claims, err := s.verifier.Verify(access)
 	if errors.Is(err, token.ErrExpired) {

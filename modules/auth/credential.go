@@ -33,23 +33,27 @@ func (s *Service) admit(ctx context.Context, try throttle.Attempt) (*throttle.Ti
 	return ticket, err
 }
 
-// attempt checks a password as [Service.verify] does, after it has asked the limiter. When there is
-// no error, the caller ends the ticket.
+// attempt checks the password of an account after it has asked the limiter. When there is no error, the caller ends
+// the ticket. find looks the account up and puts it into a; it is called only when a worker is free. Without an
+// account the same work is done for nothing. A hash of an older kind is replaced, also in a.
 func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
 	find func() (found bool, err error)) (*throttle.Ticket, bool, error) {
 	ticket, err := s.admit(ctx, try)
 	if err != nil {
 		return nil, false, err
 	}
-	ok, err := s.verify(ctx, a, try.Account, password, func() (found bool, err error) {
-		found, err = find()
+	result, err := s.passwords.Verify(ctx, try.Account, password, func() (string, bool, error) {
+		found, err := find()
 		if err == nil && !s.limiter.Trusts(ticket, a.owner()) {
 			err = errNotTrusted
 		}
-		return found, err
+		return a.passwordHash, found, err
 	})
 	if err == nil {
-		return ticket, ok, nil
+		if result.Rehash {
+			s.renewHash(ctx, a, password)
+		}
+		return ticket, result.OK, nil
 	}
 	s.limiter.Cancel(ctx, ticket)
 	if errors.Is(err, errNotTrusted) && !try.Stranger {
@@ -57,24 +61,6 @@ func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account,
 		return s.attempt(ctx, try, a, password, find)
 	}
 	return nil, false, err
-}
-
-// verify checks the password of an account. find looks the account up and puts it into a; it is
-// called only when a worker is free. Without an account the same work is done for nothing. A hash
-// of an older kind is replaced, also in a.
-func (s *Service) verify(ctx context.Context, a *account, canonical, password string,
-	find func() (found bool, err error)) (bool, error) {
-	result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) {
-		found, err := find()
-		return a.passwordHash, found, err
-	})
-	if err != nil || !result.OK {
-		return false, err
-	}
-	if result.Rehash {
-		s.renewHash(ctx, a, password)
-	}
-	return true, nil
 }
 
 // renewHash replaces the stored hash by one under the present settings. When it fails, the next
@@ -118,7 +104,7 @@ func (s *Service) reauthenticate(ctx context.Context, caller Caller, password st
 	if !ok {
 		s.limiter.Failed(ctx, ticket)
 		s.security.Warn("reauthentication_failed", zap.Stringer("user_id", a.ID), zap.Stringer("sid", caller.SessionID),
-			zap.String("ip", dev.ip()))
+			zap.String("ip", dev.IPText()))
 		return account{}, ErrWrongPassword
 	}
 	s.limiter.Succeeded(ctx, ticket, a.owner())

@@ -51,7 +51,7 @@ func isJoiner(r rune) bool { return r == '\u200c' || r == '\u200d' }
 
 // clean returns the device ready to be stored and shown: named, printable, bounded.
 func (d Device) clean() Device {
-	d.UserAgent = printable(d.UserAgent, maxUserAgent)
+	d.UserAgent = d.Agent()
 	d.Name = strings.TrimSpace(strings.Map(func(r rune) rune {
 		if unicode.Is(unicode.Zs, r) {
 			return ' '
@@ -64,7 +64,11 @@ func (d Device) clean() Device {
 	return d
 }
 
-func (d Device) ip() string {
+// Agent is what the client calls itself, printable and bounded.
+func (d Device) Agent() string { return Printable(d.UserAgent, maxUserAgent) }
+
+// IPText is empty if the address is not known.
+func (d Device) IPText() string {
 	if !d.IP.IsValid() {
 		return ""
 	}
@@ -79,17 +83,19 @@ func nameOf(agent string) string {
 	case ua.Name == "" && on == "":
 		return ""
 	case ua.Name == "":
-		return printable(on, maxDeviceName)
+		return Printable(on, maxDeviceName)
 	case on == "" || ua.Bot:
-		return printable(ua.Name, maxDeviceName)
+		return Printable(ua.Name, maxDeviceName)
 	}
-	return printable(ua.Name+" on "+on, maxDeviceName)
+	return Printable(ua.Name+" on "+on, maxDeviceName)
 }
 
-func printable(s string, most int) string {
+// Printable makes a foreign text safe to show: without characters that are not printable, and at most so many of
+// the others.
+func Printable(text string, most int) string {
 	var b strings.Builder
 	n := 0
-	for _, r := range s {
+	for _, r := range text {
 		if n == most {
 			break
 		}

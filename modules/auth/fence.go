@@ -224,7 +224,7 @@ func (f *Fence) begin(ctx context.Context) (mark fenceMark, err error) {
 
 // withdraw deletes the row of a fence that has begun and done nothing yet.
 func (f *Fence) withdraw(ctx context.Context, mark fenceMark) error {
-	ctx, cancel := detached(ctx)
+	ctx, cancel := detached(ctx, detachTimeout)
 	defer cancel()
 	if _, err := f.db.Write(ctx, "DELETE FROM restore_fence WHERE generation = ?", mark.generation); err != nil {
 		return fmt.Errorf("take back that a fence has begun: %w", err)

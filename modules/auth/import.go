@@ -209,7 +209,7 @@ func (i *importer) all(ctx context.Context, in *userfile.Reader) error {
 		if ended || rec.Number == userfile.HintAfter {
 			wrong = in.Hint()
 		}
-		if ended || wrong != "" || len(batch) >= i.pace.batch() || ctx.Err() != nil {
+		if ended || wrong != "" || len(batch) >= i.pace.size || ctx.Err() != nil {
 			if err := i.commit(ctx, batch); err != nil {
 				return err
 			}

@@ -49,7 +49,7 @@ func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) 
 			named = c.ID
 		}
 	}
-	s.security.Warn("client_refused", zap.String("client_id", printable(named, 255)), zap.String("ip", from.ip()))
+	s.security.Warn("client_refused", zap.String("client_id", Printable(named, 255)), zap.String("ip", from.IPText()))
 	return "", false
 }
 
@@ -82,14 +82,11 @@ func (s *Service) introspectRefresh(ctx context.Context, text string) (Introspec
 		return Introspection{}, false, nil
 	}
 	st, err := s.states.of(ctx, t.UserID(), t.SessionID())
-	if errors.Is(err, ErrUserNotFound) {
-		return Introspection{}, false, nil
+	var rec session.Session
+	if err == nil {
+		rec, err = s.sessions.Get(ctx, t.UserID(), t.SessionID())
 	}
-	if err != nil {
-		return Introspection{}, false, err
-	}
-	rec, err := s.sessions.Get(ctx, t.UserID(), t.SessionID())
-	if errors.Is(err, session.ErrNotFound) {
+	if errors.Is(err, ErrUserNotFound) || errors.Is(err, session.ErrNotFound) {
 		return Introspection{}, false, nil
 	}
 	if err != nil {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/toppira/authctl/platform/database"
 )
@@ -23,11 +25,12 @@ type lockOut struct {
 // the transaction would show by its time that the account exists: for an unknown name there is
 // nothing to announce.
 type lockOuts struct {
-	queue  chan lockOut
-	queued sync.WaitGroup // those in the queue or in hand
-	stop   chan struct{}
-	ended  chan struct{}
-	giveUp context.CancelFunc // cancels the one in hand and empties the queue
+	places  *semaphore.Weighted // for those that wait
+	turn    *semaphore.Weighted
+	queued  sync.WaitGroup  // those that wait or are in hand
+	ctx     context.Context // ends with giveUp
+	giveUp  context.CancelFunc
+	dropped atomic.Int64 // since giveUp
 }
 
 // maxLockOuts is how many may wait. Each takes several failed sign-ins, so hashing is slower than
@@ -35,30 +38,8 @@ type lockOuts struct {
 const maxLockOuts = 256
 
 func (s *Service) startLockOuts() {
-	s.lockOuts.queue, s.lockOuts.stop, s.lockOuts.ended = make(chan lockOut, maxLockOuts), make(chan struct{}),
-		make(chan struct{})
-	ctx, giveUp := context.WithCancel(context.Background())
-	s.lockOuts.giveUp = giveUp
-	go func() { // until stopLockOuts, which waits for it
-		defer close(s.lockOuts.ended)
-		dropped := 0
-		for {
-			select {
-			case l := <-s.lockOuts.queue:
-				if ctx.Err() == nil {
-					s.announceLockOut(ctx, l)
-				} else {
-					dropped++
-				}
-				s.lockOuts.queued.Done()
-			case <-s.lockOuts.stop:
-				if dropped > 0 {
-					s.log.Error("lock_outs_not_announced", zap.Int("lock_outs", dropped))
-				}
-				return
-			}
-		}
-	}()
+	s.lockOuts.places, s.lockOuts.turn = semaphore.NewWeighted(maxLockOuts), semaphore.NewWeighted(1)
+	s.lockOuts.ctx, s.lockOuts.giveUp = context.WithCancel(context.Background())
 }
 
 // stopLockOuts first announces what is queued, for [detachTimeout] at most: a database that hangs
@@ -69,18 +50,26 @@ func (s *Service) stopLockOuts() {
 	s.lockOuts.queued.Wait()
 	late.Stop()
 	s.lockOuts.giveUp()
-	close(s.lockOuts.stop)
-	<-s.lockOuts.ended
+	if dropped := s.lockOuts.dropped.Load(); dropped > 0 {
+		s.log.Error("lock_outs_not_announced", zap.Int64("lock_outs", dropped))
+	}
 }
 
 func (s *Service) queueLockOut(ctx context.Context, l lockOut) {
-	s.lockOuts.queued.Add(1)
-	select {
-	case s.lockOuts.queue <- l:
-	default:
+	q := &s.lockOuts
+	if !q.places.TryAcquire(1) {
 		s.announceLockOut(context.WithoutCancel(ctx), l)
-		s.lockOuts.queued.Done()
+		return
 	}
+	q.queued.Go(func() {
+		defer q.places.Release(1)
+		if q.turn.Acquire(q.ctx, 1) != nil {
+			q.dropped.Add(1)
+			return
+		}
+		defer q.turn.Release(1)
+		s.announceLockOut(q.ctx, l)
+	})
 }
 
 func (s *Service) announceLockOut(ctx context.Context, l lockOut) {

@@ -31,8 +31,8 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return a.ID != uuid.Nil, err
 	})
 	if errors.Is(err, ErrTooManyAttempts) {
-		s.security.Warn("sign_in_throttled", zap.String("username", printable(cred.Username, 255)),
-			zap.String("ip", dev.ip()))
+		s.security.Warn("sign_in_throttled", zap.String("username", Printable(cred.Username, 255)),
+			zap.String("ip", dev.IPText()))
 	}
 	if err != nil {
 		return Tokens{}, err
@@ -44,14 +44,14 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	if a.Status != StatusActive {
 		s.limiter.Cancel(ctx, ticket)
 		s.security.Warn("sign_in_refused", zap.String("reason", "account_disabled"), zap.Stringer("user_id", a.ID),
-			zap.String("ip", dev.ip()))
+			zap.String("ip", dev.IPText()))
 		return Tokens{}, ErrAccountDisabled
 	}
 	if s.hooks.Admit != nil {
 		if err := s.hooks.Admit(ctx, a.User, dev); err != nil {
 			s.limiter.Cancel(ctx, ticket)
 			s.security.Warn("sign_in_refused", zap.String("reason", "contact_unverified"),
-				zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
+				zap.Stringer("user_id", a.ID), zap.String("ip", dev.IPText()))
 			return Tokens{}, err
 		}
 	}
@@ -67,7 +67,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	}
 	device := s.limiter.Succeeded(ctx, ticket, a.owner())
 	s.security.Info("signed_in", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
-		zap.String("ip", dev.ip()))
+		zap.String("ip", dev.IPText()))
 	t, err := issuer.issue(sess, refresh)
 	t.DeviceToken = device
 	return t, err
@@ -76,7 +76,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 // failed counts a wrong password, and announces it when unknown devices are now locked out.
 func (s *Service) failed(ctx context.Context, ticket *throttle.Ticket, a account, typed string, dev Device) {
 	locked, until := s.limiter.Failed(ctx, ticket)
-	fields := []zap.Field{zap.String("username", printable(typed, 255)), zap.String("ip", dev.ip())}
+	fields := []zap.Field{zap.String("username", Printable(typed, 255)), zap.String("ip", dev.IPText())}
 	if a.ID != uuid.Nil {
 		fields = append(fields, zap.Stringer("user_id", a.ID))
 	}
@@ -86,6 +86,6 @@ func (s *Service) failed(ctx context.Context, ticket *throttle.Ticket, a account
 	}
 	s.security.Warn("account_locked_out", append(fields, zap.Time("until", until))...)
 	if a.ID != uuid.Nil {
-		s.queueLockOut(ctx, lockOut{user: a.ID, ip: dev.ip(), until: until})
+		s.queueLockOut(ctx, lockOut{user: a.ID, ip: dev.IPText(), until: until})
 	}
 }

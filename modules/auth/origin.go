@@ -142,11 +142,8 @@ func (n *pendingUser) is(o owner) likeness {
 		}
 		return anotherPerson
 	}
-	sum := sha256.Sum256([]byte(o.hash))
-	sameHash := bytes.Equal(sum[:], n.origin.hash)
 	created := o.created
 	if o.origin != nil {
-		sameHash = sameHash || bytes.Equal(o.origin.hash, n.origin.hash)
 		created = o.origin.created
 		if o.origin.source == n.origin.source && o.origin.sourceID != "" && n.origin.sourceID != "" {
 			switch {
@@ -162,7 +159,7 @@ func (n *pendingUser) is(o owner) likeness {
 	switch {
 	case known && !sameTime:
 		return anotherPerson
-	case sameHash:
+	case n.hasHashOf(o):
 		return samePerson
 	case sameTime && o.username == n.Username: // all of a database may be made in one moment
 		return samePerson
@@ -181,11 +178,16 @@ func (n *pendingUser) differences(o owner) (differs []string) {
 	if n.Status == StatusDisabled && o.status == StatusActive {
 		differs = append(differs, differsDisabled)
 	}
-	sum := sha256.Sum256([]byte(o.hash))
-	if !bytes.Equal(sum[:], n.origin.hash) && (o.origin == nil || !bytes.Equal(o.origin.hash, n.origin.hash)) {
+	if !n.hasHashOf(o) {
 		differs = append(differs, differsPassword)
 	}
 	return differs
+}
+
+// hasHashOf reports whether the record has the password hash of the account, or the one that was imported for it.
+func (n *pendingUser) hasHashOf(o owner) bool {
+	sum := sha256.Sum256([]byte(o.hash))
+	return bytes.Equal(sum[:], n.origin.hash) || o.origin != nil && bytes.Equal(o.origin.hash, n.origin.hash)
 }
 
 // addresses returns the addresses of imported accounts, and whether they were confirmed.

@@ -23,7 +23,7 @@ type pace struct {
 	batchTime time.Duration
 	rests     int
 
-	size  int       // of the next batch
+	size  int       // how many records the next transaction should have
 	begun time.Time // when reading the present batch began
 	alone int       // batches since others were seen writing
 }
@@ -54,9 +54,6 @@ func newPace(db *database.DB, now func() time.Time) *pace {
 	}
 	return p
 }
-
-// batch is how many records the next transaction should have.
-func (p *pace) batch() int { return p.size }
 
 // wrote rests after a transaction. waited is how long it waited for others, took how long it ran.
 func (p *pace) wrote(ctx context.Context, n int, waited, took time.Duration) {
@@ -95,11 +92,9 @@ func watchSQLite(ctx context.Context, db *database.DB, rest func()) (others bool
 	return others
 }
 
-// postgresTransactions is the number of the next transaction that writes: each has one.
+// postgresTransactions is the number of the next transaction that writes: each has one. It is 0 if the database does
+// not answer.
 func postgresTransactions(ctx context.Context, db *database.DB) (next int64) {
-	err := db.QueryRowContext(ctx, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&next)
-	if err != nil {
-		return 0
-	}
+	_ = db.QueryRowContext(ctx, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&next)
 	return next
 }

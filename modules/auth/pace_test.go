@@ -25,11 +25,11 @@ func TestAnImportRestsForLongerThanItWorksWhileOthersWrite(t *testing.T) {
 	p.watch = func(_ context.Context, rest func()) bool { rest(); return others }
 	// write takes a millisecond per record, or a fixed time.
 	write := func(each time.Duration) (work time.Duration) {
-		work = time.Duration(p.batch()) * each
+		work = time.Duration(p.size) * each
 		const waited = time.Second // waiting for its turn is no work
 		clock = clock.Add(waited + work)
 		rested = 0
-		p.wrote(t.Context(), p.batch(), waited, work)
+		p.wrote(t.Context(), p.size, waited, work)
 		if rested > 2*work {
 			t.Errorf("it worked for %s and paused for %s", work, rested)
 		}
@@ -40,20 +40,20 @@ func TestAnImportRestsForLongerThanItWorksWhileOthersWrite(t *testing.T) {
 			t.Errorf("it worked for %s and paused for %s", work, rested)
 		}
 	}
-	if p.batch() != leastBatch {
-		t.Errorf("batches of %d records of a millisecond each", p.batch())
+	if p.size != leastBatch {
+		t.Errorf("batches of %d records of a millisecond each", p.size)
 	}
 	for range 10 {
 		write(100 * time.Microsecond)
 	}
-	if p.batch() != 200 {
-		t.Errorf("batches of %d records of 0.1 ms each, want those of 20 ms", p.batch())
+	if p.size != 200 {
+		t.Errorf("batches of %d records of 0.1 ms each, want those of 20 ms", p.size)
 	}
 	for range 10 {
 		write(0)
 	}
-	if p.batch() != mostBatch {
-		t.Errorf("batches of %d records that take no time", p.batch())
+	if p.size != mostBatch {
+		t.Errorf("batches of %d records that take no time", p.size)
 	}
 	others = false
 	for range aloneAfter {

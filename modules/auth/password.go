@@ -157,7 +157,7 @@ func (s *Service) storePassword(ctx context.Context, p newPassword, check checkA
 	}
 	fields := []zap.Field{zap.Stringer("user_id", p.userID), zap.String("by", p.by)}
 	if p.by != byAdmin {
-		fields = append(fields, zap.String("ip", p.from.ip()))
+		fields = append(fields, zap.String("ip", p.from.IPText()))
 	}
 	s.security.Info("password_changed", fields...)
 	return changed, nil

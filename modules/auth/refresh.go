@@ -79,7 +79,7 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 	dev = dev.clean()
 	next, rotation := s.codec.Next(presented)
 	rotation.Grace, rotation.IdleTTL = s.cfg.RefreshGrace, s.cfg.RefreshTokenTTL
-	rotation.IP, rotation.UserAgent = dev.ip(), dev.UserAgent
+	rotation.IP, rotation.UserAgent = dev.IPText(), dev.UserAgent
 	got, err := s.sessions.Rotate(ctx, rotation)
 	if err != nil {
 		return Tokens{}, err
@@ -92,10 +92,10 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 		return Tokens{}, ErrSessionExpired
 	case session.Reused:
 		s.security.Warn("refresh_token_reused", zap.Stringer("user_id", userID), zap.Stringer("sid", sid),
-			zap.Uint32("generation", presented.Generation()), zap.String("ip", dev.ip()))
+			zap.Uint32("generation", presented.Generation()), zap.String("ip", dev.IPText()))
 		// The record is already stopped, and stays so until this has committed. What fails now is
 		// done at the token's next use or by housekeeping.
-		if err := s.announceReuse(ctx, userID, sid, presented.Generation(), dev.ip(), dev.UserAgent); err != nil {
+		if err := s.announceReuse(ctx, userID, sid, presented.Generation(), dev.IPText(), dev.UserAgent); err != nil {
 			s.log.Error("reuse_not_announced_yet", zap.Stringer("sid", sid), zap.Error(err))
 		}
 		return Tokens{}, ErrRefreshTokenReused

@@ -17,11 +17,12 @@ import (
 // error is [ErrContactUnverified] with the challenge that was sent.
 func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, with ...NewContact) (Tokens, error) {
 	if s.cfg.Registration == registrationClosed {
-		s.security.Info("registration_refused", zap.String("reason", "registration_closed"), zap.String("ip", dev.ip()))
+		s.security.Info("registration_refused", zap.String("reason", "registration_closed"),
+			zap.String("ip", dev.IPText()))
 		return Tokens{}, ErrRegistrationClosed
 	}
 	if err := s.limiter.Register(ctx, dev.IP); err != nil {
-		s.security.Warn("registration_throttled", zap.String("ip", dev.ip()))
+		s.security.Warn("registration_throttled", zap.String("ip", dev.IPText()))
 		return Tokens{}, err
 	}
 	contact := NewContact{}
@@ -33,11 +34,11 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 	if err != nil {
 		return Tokens{}, err
 	}
-	if s.hooks.Waits {
+	if s.hooks.Admit != nil {
 		if err := s.addAccount(ctx, a, uuid.NullUUID{}, contact); err != nil {
 			return Tokens{}, err
 		}
-		s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
+		s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("ip", dev.IPText()))
 		return Tokens{}, s.hooks.Admit(ctx, a.User, dev)
 	}
 	issuer, err := s.issuer(ctx)
@@ -53,7 +54,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 		return Tokens{}, err
 	}
 	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
-		zap.String("ip", dev.ip()))
+		zap.String("ip", dev.IPText()))
 	t, err := issuer.issue(sess, refresh)
 	if err == nil {
 		t.DeviceToken = s.limiter.Remember(ctx, a.canonical, a.owner(), dev.IP)

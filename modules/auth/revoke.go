@@ -116,60 +116,40 @@ func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID) (Revoked
 
 // removeEndedRecords removes the records of ended sessions. They would be refused, and expire.
 func (s *Service) removeEndedRecords(ctx context.Context) {
-	var portion []session.Session
-	drop := func() error {
+	err := s.inPortions(ctx, session.Filter{}, func(records []session.Session) error {
 		begun := time.Now()
-		_, ended, err := s.compare(ctx, portion)
+		_, ended, err := s.compare(ctx, records)
 		if err != nil {
 			return err
 		}
-		portion = portion[:0]
 		for userID, sids := range ended {
 			if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
 				return err
 			}
 		}
 		return s.giveWay(ctx, time.Since(begun))
-	}
-	for r, err := range s.sessions.Walk(ctx, session.Filter{}) {
-		if err == nil {
-			if portion = append(portion, r); len(portion) < foundBatch {
-				continue
-			}
-			err = drop()
-		}
-		if err != nil {
-			s.log.Warn("session_records_left", zap.Error(err))
-			return
-		}
-	}
-	if err := drop(); err != nil {
+	})
+	if err != nil {
 		s.log.Warn("session_records_left", zap.Error(err))
 	}
 }
 
 // revokeFound ends the sessions that the filter selects from the store.
 func (s *Service) revokeFound(ctx context.Context, f SessionFilter) (done Revoked, err error) {
-	portion := make([]Session, 0, revokeBatch)
-	end := func() error {
-		begun := time.Now()
-		n, err := s.revokeListed(ctx, portion)
-		if err != nil {
-			return fmt.Errorf("end sessions: %w", err)
-		}
-		portion = portion[:0]
-		done.Sessions += n
-		return s.giveWay(ctx, time.Since(begun))
-	}
-	err = s.FindSessions(ctx, f, func(one Session) error {
-		if portion = append(portion, one); len(portion) == cap(portion) {
-			return end()
+	err = s.FindSessions(ctx, f, func(found []Session) error {
+		for portion := range slices.Chunk(found, revokeBatch) {
+			begun := time.Now()
+			n, err := s.revokeListed(ctx, portion)
+			if err != nil {
+				return fmt.Errorf("end sessions: %w", err)
+			}
+			done.Sessions += n
+			if err := s.giveWay(ctx, time.Since(begun)); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
-	if err == nil && len(portion) > 0 {
-		err = end()
-	}
 	if err != nil {
 		return done, err
 	}

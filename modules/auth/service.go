@@ -183,9 +183,9 @@ func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx 
 // detachTimeout bounds work that goes on when its request has ended, or that has none.
 const detachTimeout = 5 * time.Second
 
-// detached outlives the request but not [detachTimeout].
-func detached(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
+// detached outlives the request but not the timeout.
+func detached(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }
 
 // newID makes a UUIDv7: it sorts by time, which keeps indexes compact.

@@ -151,7 +151,7 @@ func (s *Service) createRecord(ctx context.Context, a account,
 	refresh := s.codec.Mint(a.ID, sid, 1)
 	start := session.Start{
 		ID: sid, UserID: a.ID, Epoch: a.epoch, Hash: refresh.Hash(),
-		DeviceName: dev.Name, UserAgent: dev.UserAgent, IP: dev.ip(),
+		DeviceName: dev.Name, UserAgent: dev.UserAgent, IP: dev.IPText(),
 		MaxAge: s.cfg.SessionMaxAge, IdleTTL: s.cfg.RefreshTokenTTL,
 		Max: s.cfg.MaxSessions, RejectNew: s.cfg.SessionLimit == "reject-new",
 	}
@@ -207,7 +207,7 @@ func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason 
 	ended := st.revoked
 	if !ended {
 		// A record from before all sessions ended has ended by its epoch: nothing is left to announce.
-		look, cancel := withShortTimeout(ctx)
+		look, cancel := detached(ctx, shortTimeout)
 		rec, err := s.sessions.Get(look, userID, sid)
 		cancel()
 		switch {
@@ -232,32 +232,35 @@ func (s *Service) logEnd(userID, sid uuid.UUID, reason Reason) {
 		zap.String("reason", string(reason)))
 }
 
-// commitRevocation revokes a session in a transaction of its own, unless it ended with all others of
-// its account: that was announced.
+// commitRevocation revokes a session in a transaction of its own.
 func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, reason Reason) error {
+	return s.endOnce(ctx, userID, sid, func(ctx context.Context, tx database.Tx) error {
+		return s.revoke(ctx, tx, userID, reason, sid)
+	})
+}
+
+// endOnce runs fn in a transaction that has locked the account, unless the session ended with all others of it: that
+// was announced.
+func (s *Service) endOnce(ctx context.Context, userID, sid uuid.UUID,
+	fn func(ctx context.Context, tx database.Tx) error) error {
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil {
 			return err
 		}
-		if ended, err := endedBefore(ctx, tx, a, sid); err != nil || ended {
+		b, err := begunSession(ctx, tx, sid)
+		if err != nil && !errors.Is(err, ErrSessionNotFound) {
 			return err
 		}
-		return s.revoke(ctx, tx, userID, reason, sid)
+		if err == nil && a.hasEnded(b) {
+			return nil
+		}
+		return fn(ctx, tx)
 	})
 	if errors.Is(err, ErrUserNotFound) {
 		return nil
 	}
 	return err
-}
-
-// endedBefore reports whether a session ended with all others of its account, which is locked.
-func endedBefore(ctx context.Context, tx database.IDB, a account, sid uuid.UUID) (bool, error) {
-	b, err := begunSession(ctx, tx, sid)
-	if errors.Is(err, ErrSessionNotFound) {
-		return false, nil
-	}
-	return err == nil && a.hasEnded(b), err
 }
 
 // hasEnded reports whether a session ended when the epoch of its account was raised.
@@ -269,17 +272,10 @@ func (a account) hasEnded(b begun) bool {
 // removes the marked record.
 func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, generation uint32, ip,
 	userAgent string) error {
-	ctx, cancel := detached(ctx)
+	ctx, cancel := detached(ctx, detachTimeout)
 	defer cancel()
 	env := s.newEnvelope(userID)
-	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		a, err := lockAccount(ctx, tx, userID)
-		if err != nil {
-			return err
-		}
-		if ended, err := endedBefore(ctx, tx, a, sid); err != nil || ended {
-			return err
-		}
+	err := s.endOnce(ctx, userID, sid, func(ctx context.Context, tx database.Tx) error {
 		news, err := s.writeRevocations(ctx, tx, userID, ReasonReuse, env.OccurredAt, time.Time{}, sid)
 		if err != nil || len(news) == 0 {
 			return err
@@ -292,11 +288,10 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 		}
 		return s.announceRevoked(ctx, tx, env, ReasonReuse, sid)
 	})
-	if err != nil && !errors.Is(err, ErrUserNotFound) {
-		return err
+	if err == nil {
+		s.removeRecords(ctx, userID, sid)
 	}
-	s.removeRecords(ctx, userID, sid)
-	return nil
+	return err
 }
 
 // revoke writes the revocations of sessions, with an event for each that is a new one.
@@ -438,15 +433,10 @@ func (s *Service) accessTokensEnd(now time.Time) time.Time {
 // commit: the database decides, whatever the store says or keeps.
 const shortTimeout = 500 * time.Millisecond
 
-// withShortTimeout outlives the request but not [shortTimeout].
-func withShortTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), shortTimeout)
-}
-
 // removeRecords removes sessions from the store. The database has already decided: a record that
 // stays is refused, and expires.
 func (s *Service) removeRecords(ctx context.Context, userID uuid.UUID, sids ...uuid.UUID) {
-	ctx, cancel := withShortTimeout(ctx)
+	ctx, cancel := detached(ctx, shortTimeout)
 	defer cancel()
 	if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
 		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Int("sessions", len(sids)),
@@ -456,7 +446,7 @@ func (s *Service) removeRecords(ctx context.Context, userID uuid.UUID, sids ...u
 
 // removeAllRecords is [Service.removeRecords] for the sessions that ended when the epoch was raised.
 func (s *Service) removeAllRecords(ctx context.Context, userID uuid.UUID, epoch int64, kept uuid.NullUUID) {
-	ctx, cancel := withShortTimeout(ctx)
+	ctx, cancel := detached(ctx, shortTimeout)
 	defer cancel()
 	if err := s.sessions.DeleteAll(ctx, userID, epoch, kept); err != nil {
 		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Error(err))

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -44,47 +45,42 @@ type SessionFilter struct {
 // foundBatch is how many records are compared with the database at a time.
 const foundBatch = 200
 
-// FindSessions passes the live sessions that the filter selects to fn, in no particular order and
-// in bounded memory, until fn returns an error.
-func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Session) error) error {
+// FindSessions passes the live sessions that the filter selects to fn, some at a time, in no particular
+// order and in bounded memory, until fn returns an error.
+func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func([]Session) error) error {
 	filter := session.Filter{ID: f.ID, IP: f.IP, Before: f.Before}
-	portion := make([]session.Session, 0, foundBatch)
-	flush := func() error {
-		live, err := s.live(ctx, portion)
+	pass := func(records []session.Session) error {
+		live, err := s.live(ctx, records)
 		if err != nil {
 			return err
 		}
-		portion = portion[:0]
-		for _, one := range live {
-			if err := fn(one); err != nil {
-				return err
-			}
-		}
-		return nil
+		return fn(live)
 	}
 	if f.UserID.Valid {
 		records, err := s.sessions.List(ctx, f.UserID.UUID)
 		if err != nil {
 			return err
 		}
-		for _, r := range records {
-			if filter.Match(r) {
-				portion = append(portion, r)
-			}
-		}
-		return flush()
+		return pass(slices.DeleteFunc(records, func(r session.Session) bool { return !filter.Match(r) }))
 	}
-	for r, err := range s.sessions.Walk(ctx, filter) {
+	return s.inPortions(ctx, filter, pass)
+}
+
+// inPortions passes the records that the filter selects to fn, until it returns an error.
+func (s *Service) inPortions(ctx context.Context, f session.Filter, fn func([]session.Session) error) error {
+	portion := make([]session.Session, 0, foundBatch)
+	for r, err := range s.sessions.Walk(ctx, f) {
 		if err != nil {
 			return err
 		}
 		if portion = append(portion, r); len(portion) == cap(portion) {
-			if err := flush(); err != nil {
+			if err := fn(portion); err != nil {
 				return err
 			}
+			portion = portion[:0]
 		}
 	}
-	return flush()
+	return fn(portion)
 }
 
 // live leaves out the records of sessions that have ended by the database.

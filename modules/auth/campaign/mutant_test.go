@@ -160,12 +160,11 @@ var mutants = []mutant{
 		"FROM revocation WHERE (type <> 'account' OR user_id IN (SELECT u.id FROM users u)) AND id > ?1 AND expires_ms"}},
 		on("postgres", feedMissesNothing)},
 	{"a fact that is written after the commit", []replacement{{authDir + "session.go",
-		"		return s.revoke(ctx, tx, userID, reason, sid)\n	})\n",
-		`		return s.revoke(ctx, tx, userID, reason, sid)
-	})
-	if err == nil {
-		_, err = s.db.ExecContext(ctx, "UPDATE revoked_session SET reason = reason WHERE sid = ?", sid)
-	}
+		"		s.logEnd(userID, sid, reason)\n",
+		`		s.logEnd(userID, sid, reason)
+		if _, err := s.db.ExecContext(ctx, "UPDATE revoked_session SET reason = reason WHERE sid = ?", sid); err != nil {
+			return err
+		}
 `}}, func(t *testing.T, binary string) error {
 		w := newWired(t, binary, "redis")
 		for _, statement := range []string{"DROP TRIGGER revocation_of_session ON revoked_session",
