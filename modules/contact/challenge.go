@@ -196,14 +196,11 @@ func toVerify(u auth.User, c *contactRow, from netip.Addr) challenge {
 // previous one is recent enough to be the answer, it returns that one's id, and if the limits forbid
 // another, an id of no challenge. The account is locked. Without a recipient it does the same work.
 func (s *Service) issue(ctx context.Context, tx database.Tx, c challenge) (id uuid.UUID, outcome string, err error) {
-	if id, outcome, err = s.tryIssue(ctx, tx, c); err != nil {
-		return uuid.Nil, "", err
-	}
-	s.met.requested(c.purpose, outcome)
-	return id, outcome, nil
-}
-
-func (s *Service) tryIssue(ctx context.Context, tx database.Tx, c challenge) (id uuid.UUID, outcome string, err error) {
+	defer func() {
+		if err == nil {
+			s.met.requested(c.purpose, outcome)
+		}
+	}()
 	now := s.now().UnixMilli()
 	asked := s.digests.of(digestAsked, uuid.Nil, []byte(c.asked))
 	to, recipient := contactRow{}, s.digests.of(digestRecipient, uuid.Nil, []byte("\x00"+c.asked))

@@ -129,7 +129,7 @@ func TestAContactIsVerifiedByWhatWasSentToIt(t *testing.T) {
 		if _, err := env.Verify(ctx, caller, added.ID, m.Code, phone()); !errors.Is(err, ErrInvalidCode) {
 			t.Errorf("a code worked twice: %v", err)
 		}
-		if _, err := env.VerifyByLink(ctx, m.LinkToken, phone()); !errors.Is(err, ErrInvalidCode) {
+		if _, err := env.VerifyByProof(ctx, Proof{Token: m.LinkToken}, phone()); !errors.Is(err, ErrInvalidCode) {
 			t.Errorf("the link works after the code: %v", err)
 		}
 		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "alice@EXAMPLE.com"},
@@ -169,7 +169,7 @@ func TestAnAddressCanBeWrittenAgain(t *testing.T) {
 		}
 		_, former := add("Straße@example.com")
 		add("strasse@example.com")
-		if _, err := env.VerifyByLink(ctx, former.LinkToken, phone()); !errors.Is(err, ErrInvalidCode) {
+		if _, err := env.VerifyByProof(ctx, Proof{Token: former.LinkToken}, phone()); !errors.Is(err, ErrInvalidCode) {
 			t.Errorf("the former way of writing: %v", err)
 		}
 		last, m := add("Strasse@example.com")
@@ -265,7 +265,7 @@ func TestAVerifiedAddressBelongsToOneAccount(t *testing.T) {
 		errs := make([]error, len(links))
 		for i, link := range links {
 			server := env.another(t)
-			wait.Go(func() { _, errs[i] = server.VerifyByLink(t.Context(), link, phone()) })
+			wait.Go(func() { _, errs[i] = server.VerifyByProof(t.Context(), Proof{Token: link}, phone()) })
 		}
 		wait.Wait()
 		verified := 0
@@ -295,11 +295,11 @@ func TestAnAddressThatSomebodyElseHasVerifiedMeanwhile(t *testing.T) {
 		link := env.message(t, PurposeVerify).LinkToken
 		second := env.register(t, "shared@example.com")
 		other := env.message(t, PurposeVerify)
-		if _, err := env.VerifyByCode(ctx, other.ChallengeID, other.Code, phone()); err != nil {
+		if _, err := env.VerifyByProof(ctx, Proof{ChallengeID: other.ChallengeID, Code: other.Code}, phone()); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 { // the refusal uses nothing up
-			if _, err := env.VerifyByLink(ctx, link, phone()); !errors.Is(err, ErrContactTaken) {
+			if _, err := env.VerifyByProof(ctx, Proof{Token: link}, phone()); !errors.Is(err, ErrContactTaken) {
 				t.Errorf("%v", err)
 			}
 		}
@@ -312,7 +312,7 @@ func TestAnAddressThatSomebodyElseHasVerifiedMeanwhile(t *testing.T) {
 			t.Fatal(err)
 		}
 		undo := env.message(t, PurposeNoticeContact).LinkToken
-		if _, err := env.VerifyByLink(ctx, link, phone()); err != nil {
+		if _, err := env.VerifyByProof(ctx, Proof{Token: link}, phone()); err != nil {
 			t.Errorf("after it was removed: %v", err)
 		}
 		if err := env.Undo(ctx, undo, phone()); err != nil {
@@ -1087,7 +1087,7 @@ func TestAUsernameThatIsAnAddressIsFoundAsOne(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.VerifyByLink(ctx, env.message(t, PurposeVerify).LinkToken, phone()); err != nil {
+		if _, err := env.VerifyByProof(ctx, Proof{Token: env.message(t, PurposeVerify).LinkToken}, phone()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := env.Forgot(ctx, Forgotten{Email: "Name@Example.com"}, phone()); err != nil {
@@ -1118,7 +1118,7 @@ func TestAnAddressThatWasJustAddedCannotUndo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.VerifyByLink(ctx, env.message2(t, PurposeVerify).LinkToken, phone()); err != nil {
+		if _, err := env.VerifyByProof(ctx, Proof{Token: env.message2(t, PurposeVerify).LinkToken}, phone()); err != nil {
 			t.Fatal(err)
 		}
 		links := func() string {
@@ -1244,7 +1244,7 @@ func TestUndoSurvivesTheThief(t *testing.T) {
 		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "thief@example.com"}, phone()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.VerifyByLink(ctx, env.message(t, PurposeVerify).LinkToken, phone()); err != nil {
+		if _, err := env.VerifyByProof(ctx, Proof{Token: env.message(t, PurposeVerify).LinkToken}, phone()); err != nil {
 			t.Fatal(err)
 		}
 		notice := env.message(t, PurposeNoticeContact)
@@ -1335,7 +1335,7 @@ func TestAnUndoRestoresTheMailboxAndNotOneLikeIt(t *testing.T) {
 					t.Fatal(err)
 				}
 				if thiefs := env.message(t, PurposeVerify).LinkToken; isVerified {
-					if _, err := env.VerifyByLink(ctx, thiefs, phone()); err != nil {
+					if _, err := env.VerifyByProof(ctx, Proof{Token: thiefs}, phone()); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -1371,7 +1371,7 @@ func TestAnUndoEndsLaterLinksOfAServerWhoseClockIsBehind(t *testing.T) {
 		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "thief@example.com"}, phone()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.VerifyByLink(ctx, env.message(t, PurposeVerify).LinkToken, phone()); err != nil {
+		if _, err := env.VerifyByProof(ctx, Proof{Token: env.message(t, PurposeVerify).LinkToken}, phone()); err != nil {
 			t.Fatal(err)
 		}
 		owners := env.message(t, PurposeNoticeContact)
@@ -1546,10 +1546,10 @@ func TestWhereAVerifiedContactIsRequired(t *testing.T) {
 			challengeOf(err) != m.ChallengeID.String() {
 			t.Errorf("%+v, %v", m, err)
 		}
-		if _, err := env.VerifyByCode(ctx, before.ChallengeID, before.Code, phone()); !errors.Is(err, ErrInvalidCode) {
+		if _, err := env.VerifyByProof(ctx, Proof{ChallengeID: before.ChallengeID, Code: before.Code}, phone()); !errors.Is(err, ErrInvalidCode) {
 			t.Errorf("a code that was replaced: %v", err)
 		}
-		c, err := env.VerifyByCode(ctx, m.ChallengeID, m.Code, phone())
+		c, err := env.VerifyByProof(ctx, Proof{ChallengeID: m.ChallengeID, Code: m.Code}, phone())
 		if err != nil {
 			t.Fatal(err)
 		}

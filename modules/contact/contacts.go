@@ -63,7 +63,6 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 	}
 	news, replaced := false, uuid.Nil
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		replaced = uuid.Nil
 		u, err := lockUser(ctx, tx, userID)
 		if err != nil {
 			return err
@@ -73,30 +72,14 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 			return err
 		}
 		c := s.newContact(userID, address, canonical, languageOf(n.Language))
-		has := len(list)
-		news = true
-		for _, one := range list {
-			switch {
-			case one.Kind != c.Kind || one.canonical != canonical:
-			case one.Verified():
-				return ErrContactExists
-			case one.Address == address:
-				c, news = one, false
-			default:
-				if err := s.drop(ctx, tx, one); err != nil {
-					return err
-				}
-				replaced = one.ID
-				has--
-			}
+		same := slices.IndexFunc(list, func(one contactRow) bool { return one.canonical == canonical })
+		if same >= 0 && list[same].Verified() {
+			return ErrContactExists
 		}
-		switch {
-		case news && has >= maxContacts:
-			return ErrTooManyContacts
-		case news:
-			if err := s.insert(ctx, tx, c); err != nil {
-				return err
-			}
+		if news = same < 0 || list[same].Address != address; !news {
+			c, replaced = list[same], uuid.Nil
+		} else if replaced, err = s.insertInPlace(ctx, tx, c, list, same); err != nil {
+			return err
 		}
 		next := toVerify(u, &c, dev.IP)
 		next.language = languageOf(n.Language)
@@ -115,9 +98,25 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 	}
 	if err == nil && news {
 		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", added.ID),
-			zap.String("by", byUser), zap.String("ip", ipOf(dev)))
+			zap.String("by", byUser), zap.String("ip", dev.IPText()))
 	}
 	return added, challengeID, err
+}
+
+// insertInPlace inserts a contact of an account that has those of the list. Another mailbox with the same canonical
+// form, which nobody has verified, makes room: it is number same, or there is none.
+func (s *Service) insertInPlace(ctx context.Context, tx database.Tx, c contactRow, list []contactRow,
+	same int) (replaced uuid.UUID, err error) {
+	if same < 0 && len(list) >= maxContacts {
+		return uuid.Nil, ErrTooManyContacts
+	}
+	if same >= 0 {
+		replaced = list[same].ID
+		if err := s.drop(ctx, tx, list[same]); err != nil {
+			return uuid.Nil, err
+		}
+	}
+	return replaced, s.insert(ctx, tx, c)
 }
 
 // Verify verifies a contact of the caller by the code that was sent to it.
@@ -142,20 +141,10 @@ func (s *Service) Verify(ctx context.Context, caller auth.Caller, contactID uuid
 	return s.verify(ctx, c, dev)
 }
 
-// VerifyByCode verifies the contact to which the code of a challenge was sent. The person need not be
-// signed in: the code shows that they can read what is sent there, as the link does.
-func (s *Service) VerifyByCode(ctx context.Context, challengeID uuid.UUID, code string,
-	dev auth.Device) (Contact, error) {
-	c, err := s.guess(ctx, PurposeVerify, challengeID, code, nil, dev)
-	if err != nil {
-		return Contact{}, err
-	}
-	return s.verify(ctx, c, dev)
-}
-
-// VerifyByLink verifies the contact to which the link was sent.
-func (s *Service) VerifyByLink(ctx context.Context, token string, dev auth.Device) (Contact, error) {
-	c, err := s.followed(ctx, PurposeVerify, token)
+// VerifyByProof verifies the contact to which a challenge was sent. The person need not be signed in: the code,
+// or the link, shows that they can read what is sent there.
+func (s *Service) VerifyByProof(ctx context.Context, p Proof, dev auth.Device) (Contact, error) {
+	c, err := s.meet(ctx, PurposeVerify, p, dev)
 	if err != nil {
 		return Contact{}, err
 	}
@@ -181,7 +170,7 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 	s.metBy(PurposeVerify, met, err)
 	if err == nil {
 		s.security.Info("contact_verified", zap.Stringer("user_id", met.userID),
-			zap.Stringer("contact_id", verified.ID), zap.String("by", byChallenge), zap.String("ip", ipOf(dev)))
+			zap.Stringer("contact_id", verified.ID), zap.String("by", byChallenge), zap.String("ip", dev.IPText()))
 	}
 	return verified, err
 }
@@ -260,7 +249,7 @@ func (s *Service) remove(
 
 func (s *Service) logRemoved(userID, contactID uuid.UUID, by string, dev auth.Device, final bool) {
 	s.security.Info("contact_removed", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
-		zap.String("by", by), zap.String("ip", ipOf(dev)), zap.Bool("final", final))
+		zap.String("by", by), zap.String("ip", dev.IPText()), zap.Bool("final", final))
 }
 
 // AddByOperator is [Service.Add] without a message: [Service.VerifyByOperator] or the owner does the
@@ -272,7 +261,6 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 	}
 	c, replaced := s.newContact(userID, address, canonical, ""), uuid.Nil
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		replaced = uuid.Nil
 		if _, err := auth.LockUser(ctx, tx, userID); err != nil {
 			return err
 		}
@@ -280,19 +268,12 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 		if err != nil {
 			return err
 		}
-		switch i := slices.IndexFunc(list, func(c contactRow) bool { return c.canonical == canonical }); {
-		case i < 0 && len(list) >= maxContacts:
-			return ErrTooManyContacts
-		case i < 0:
-		case list[i].Verified() || isSameMailbox(list[i].Address, address):
-			return ErrContactExists.Detail("The account has this contact already, as " + list[i].Address)
-		default: // another mailbox, which nobody has verified, makes room, as in Add
-			if err := s.drop(ctx, tx, list[i]); err != nil {
-				return err
-			}
-			replaced = list[i].ID
+		same := slices.IndexFunc(list, func(one contactRow) bool { return one.canonical == canonical })
+		if same >= 0 && (list[same].Verified() || isSameMailbox(list[same].Address, address)) {
+			return ErrContactExists.Detail("The account has this contact already, as " + list[same].Address)
 		}
-		return s.insert(ctx, tx, c)
+		replaced, err = s.insertInPlace(ctx, tx, c, list, same)
+		return err
 	})
 	if err == nil && replaced != uuid.Nil {
 		s.logRemoved(userID, replaced, byAdmin, auth.Device{}, false)

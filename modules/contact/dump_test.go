@@ -91,7 +91,7 @@ func TestADumpHoldsNoCodeAndNoLink(t *testing.T) {
 		caller := env.register(t, "alice@example.com")
 		messages := env.messages(t)
 		verify := messages[0]
-		if _, err := env.VerifyByLink(t.Context(), verify.LinkToken, phone()); err != nil {
+		if _, err := env.VerifyByProof(t.Context(), Proof{Token: verify.LinkToken}, phone()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := env.Forgot(t.Context(), Forgotten{Username: caller.User.Username}, phone()); err != nil {

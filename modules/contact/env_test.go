@@ -154,7 +154,7 @@ func (env *testEnv) verified(t *testing.T, email string) auth.Caller {
 	t.Helper()
 	caller := env.register(t, email)
 	m := env.message(t, PurposeVerify)
-	if _, err := env.VerifyByLink(t.Context(), m.LinkToken, phone()); err != nil {
+	if _, err := env.VerifyByProof(t.Context(), Proof{Token: m.LinkToken}, phone()); err != nil {
 		t.Fatalf("verify: %v", err)
 	}
 	return caller

@@ -55,7 +55,7 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 			c.contact = &to
 			env := auth.Envelope{UserID: u.ID, OccurredAt: s.timestamp()}
 			requested, err := env.Event(s.auth.Issuer(), EventPasswordResetRequested, passwordResetRequested{
-				Envelope: env, ContactID: to.ID, IP: ipOf(dev), UserAgent: agentOf(dev),
+				Envelope: env, ContactID: to.ID, IP: dev.IPText(), UserAgent: dev.Agent(),
 			})
 			if err != nil {
 				return err
@@ -69,7 +69,7 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 	})
 	if err == nil && outcome == requestSent {
 		s.security.Info("password_reset_requested", zap.Stringer("user_id", c.userID),
-			zap.Stringer("contact_id", c.contact.ID), zap.String("ip", ipOf(dev)))
+			zap.Stringer("contact_id", c.contact.ID), zap.String("ip", dev.IPText()))
 	}
 	return challengeID, err
 }
@@ -125,7 +125,7 @@ func canonicalOf(typed string) string {
 	if _, canonical, err := parseAddress(typed); err == nil {
 		return canonical
 	}
-	return " " + printable(strings.ToLower(typed), maxAddress)
+	return " " + auth.Printable(strings.ToLower(typed), maxAddress)
 }
 
 // forNobody is an event that takes the place of one that is not announced.
@@ -149,13 +149,7 @@ func (s *Service) Reset(ctx context.Context, p Proof, replacement string, dev au
 	if err := s.auth.CheckNewPassword(replacement, ""); err != nil {
 		return err
 	}
-	var met challengeRow
-	var err error
-	if p.Token != "" {
-		met, err = s.followed(ctx, PurposeReset, p.Token)
-	} else {
-		met, err = s.guess(ctx, PurposeReset, p.ChallengeID, p.Code, nil, dev)
-	}
+	met, err := s.meet(ctx, PurposeReset, p, dev)
 	if err != nil {
 		return err
 	}
@@ -173,6 +167,14 @@ func (s *Service) Reset(ctx context.Context, p Proof, replacement string, dev au
 	}
 	s.metBy(PurposeReset, met, err)
 	return err
+}
+
+// meet returns the challenge of a proof, or [ErrInvalidCode].
+func (s *Service) meet(ctx context.Context, purpose Purpose, p Proof, dev auth.Device) (challengeRow, error) {
+	if p.Token != "" {
+		return s.followed(ctx, purpose, p.Token)
+	}
+	return s.guess(ctx, purpose, p.ChallengeID, p.Code, nil, dev)
 }
 
 // metBy counts a code or link that was right.
@@ -222,7 +224,7 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 		}
 		s.met.answered(purpose, outcome)
 		s.security.Warn("code_wrong", zap.Stringer("user_id", user), zap.String("purpose", string(purpose)),
-			zap.String("ip", ipOf(dev)))
+			zap.String("ip", dev.IPText()))
 		return challengeRow{}, ErrInvalidCode
 	}
 	g.Right(ctx)

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
@@ -64,7 +62,7 @@ func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, befor
 // notices makes a message to each verified contact.
 func (s *Service) notices(u auth.User, before []contactRow, dev auth.Device, m Message) []Message {
 	m.UserID, m.Username, m.At = u.ID, u.Username, s.timestamp()
-	m.Address, m.Device = ipOf(dev), agentOf(dev)
+	m.Address, m.Device = dev.IPText(), dev.Agent()
 	verified := verifiedOnly(before)
 	list := make([]Message, len(verified))
 	for i, c := range verified {
@@ -129,7 +127,7 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 	if err == nil {
 		s.met.answered(purposeUndo, metByLink)
 		s.security.Warn("change_undone", zap.Stringer("user_id", userID), zap.Stringer("undo_id", id),
-			zap.String("ip", ipOf(dev)))
+			zap.String("ip", dev.IPText()))
 	}
 	return err
 }
@@ -215,24 +213,4 @@ func (s *Service) restore(ctx context.Context, tx database.Tx, userID uuid.UUID,
 		}
 	}
 	return nil
-}
-
-func ipOf(dev auth.Device) string {
-	if !dev.IP.IsValid() {
-		return ""
-	}
-	return dev.IP.String()
-}
-
-// agentOf is what the client calls itself.
-func agentOf(dev auth.Device) string { return printable(dev.UserAgent, 300) }
-
-// printable makes a foreign text safe to show: bounded, and without characters that are not printable.
-func printable(text string, most int) string {
-	return strings.ToValidUTF8(strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
-			return -1
-		}
-		return r
-	}, text[:min(len(text), most)]), "")
 }

@@ -235,11 +235,7 @@ func (a *api) verifyChallenge(ctx context.Context, in verifyChallengeInput) erro
 	if err != nil {
 		return err
 	}
-	if p.Token != "" {
-		_, err = a.svc.VerifyByLink(ctx, p.Token, in.device())
-	} else {
-		_, err = a.svc.VerifyByCode(ctx, p.ChallengeID, p.Code, in.device())
-	}
+	_, err = a.svc.VerifyByProof(ctx, p, in.device())
 	return err
 }
 

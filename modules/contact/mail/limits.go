@@ -68,9 +68,10 @@ func loopLines(text string) (lines string) {
 	return lines
 }
 
-// checkFields reports a field that [Data] does not have, also in a branch that no sample takes. Nothing else in
-// a template has fields.
-func checkFields(tree *parse.Tree) error {
+// prepare reports a field that [Data] does not have, also in a branch that no sample takes; nothing else in a template
+// has fields. And it puts an empty text at the begin of the template and of each of its loops. That shows nothing, but
+// it is written, so [part] counts every turn and every call, also of those that write nothing.
+func prepare(tree *parse.Tree) error {
 	if tree == nil || tree.Root == nil {
 		return nil
 	}
@@ -83,7 +84,15 @@ func checkFields(tree *parse.Tree) error {
 			}
 		}
 	}
+	count := func(list *parse.ListNode) {
+		list.Nodes = append([]parse.Node{&parse.TextNode{NodeType: parse.NodeText}}, list.Nodes...)
+	}
 	var walk func(parse.Node)
+	branches := func(n parse.BranchNode) {
+		walk(n.Pipe)
+		walk(n.List)
+		walk(n.ElseList)
+	}
 	walk = func(node parse.Node) {
 		switch n := node.(type) {
 		case *parse.ListNode:
@@ -97,17 +106,12 @@ func checkFields(tree *parse.Tree) error {
 		case *parse.TemplateNode:
 			walk(n.Pipe)
 		case *parse.IfNode:
-			walk(n.Pipe)
-			walk(n.List)
-			walk(n.ElseList)
+			branches(n.BranchNode)
 		case *parse.WithNode:
-			walk(n.Pipe)
-			walk(n.List)
-			walk(n.ElseList)
+			branches(n.BranchNode)
 		case *parse.RangeNode:
-			walk(n.Pipe)
-			walk(n.List)
-			walk(n.ElseList)
+			branches(n.BranchNode)
+			count(n.List)
 		case *parse.PipeNode:
 			if n != nil {
 				for _, one := range n.Cmds {
@@ -128,43 +132,11 @@ func checkFields(tree *parse.Tree) error {
 		}
 	}
 	walk(tree.Root)
+	count(tree.Root)
 	return unknown
 }
 
 var dataType = reflect.TypeFor[Data]()
-
-// countSteps puts an empty text at the begin of a template and of each of its loops. It shows nothing, but it is
-// written, so [part] counts every turn and every call, also of those that write nothing.
-func countSteps(tree *parse.Tree) {
-	if tree != nil && tree.Root != nil {
-		countIn(tree.Root)
-		addStep(tree.Root)
-	}
-}
-
-func countIn(list *parse.ListNode) {
-	if list == nil {
-		return
-	}
-	for _, node := range list.Nodes {
-		switch n := node.(type) {
-		case *parse.RangeNode:
-			countIn(n.List)
-			countIn(n.ElseList)
-			addStep(n.List)
-		case *parse.IfNode:
-			countIn(n.List)
-			countIn(n.ElseList)
-		case *parse.WithNode:
-			countIn(n.List)
-			countIn(n.ElseList)
-		}
-	}
-}
-
-func addStep(list *parse.ListNode) {
-	list.Nodes = append([]parse.Node{&parse.TextNode{NodeType: parse.NodeText}}, list.Nodes...)
-}
 
 // textFunctions are Go's functions that make texts. Of a variable that doubles with each line, a template of 64 KiB
 // would fill any memory.

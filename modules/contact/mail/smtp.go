@@ -56,7 +56,7 @@ type smtpSender struct {
 
 	mu    sync.Mutex
 	idle  []*connection // used last: at the end
-	works string        // the mechanism of AUTH that was last signed in with
+	works atomic.Value  // string: the mechanism of AUTH that was last signed in with
 }
 
 func newSMTPSender(cfg Config, from *netmail.Address) (*smtpSender, error) {
@@ -367,10 +367,7 @@ func (s *smtpSender) authenticate(client *smtp.Client, without []string, told fu
 		return fmt.Errorf("AUTH: the server offers none of SCRAM-SHA-256, SCRAM-SHA-1, PLAIN and LOGIN that may be "+
 			"used here (encrypted: %v); it offers: %s", encrypted, strings.Join(offered, " "))
 	}
-	s.mu.Lock()
-	works := s.works
-	s.mu.Unlock()
-	chosen := usable[max(0, slices.IndexFunc(usable, func(m mechanism) bool { return m.name == works }))]
+	chosen := usable[max(0, slices.IndexFunc(usable, func(m mechanism) bool { return m.name == s.works.Load() }))]
 	if err := client.Auth(chosen.auth); err != nil {
 		failed := stepError{"AUTH " + chosen.name, err}
 		if answer, answered := errors.AsType[*textproto.Error](err); answered && answer.Code != 421 && len(usable) > 1 {
@@ -378,9 +375,7 @@ func (s *smtpSender) authenticate(client *smtp.Client, without []string, told fu
 		}
 		return &failed
 	}
-	s.mu.Lock()
-	s.works = chosen.name
-	s.mu.Unlock()
+	s.works.Store(chosen.name)
 	told("signed in with " + chosen.name)
 	return nil
 }

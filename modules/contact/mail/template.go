@@ -79,11 +79,7 @@ type Templates struct {
 // An empty dir means that nothing is replaced. service is what mails call the service.
 func LoadTemplates(dir, service string) (*Templates, error) {
 	sources := map[string]source{}
-	base, err := fs.Sub(embedded, "templates")
-	if err != nil {
-		return nil, fmt.Errorf("read the embedded templates: %w", err)
-	}
-	if err := collect(sources, base, ".", func(name string) string { return name }); err != nil {
+	if err := collect(sources, builtIn(), ".", func(name string) string { return name }); err != nil {
 		return nil, fmt.Errorf("read the embedded templates: %w", err)
 	}
 	if dir != "" {
@@ -251,10 +247,9 @@ func parseText(s source) (*template.Template, error) {
 		return nil, err
 	}
 	for _, one := range t.Templates() {
-		if err := checkFields(one.Tree); err != nil {
+		if err := prepare(one.Tree); err != nil {
 			return nil, err
 		}
-		countSteps(one.Tree)
 	}
 	return t, nil
 }
@@ -265,10 +260,9 @@ func parseHTML(s source) (*htmltemplate.Template, error) {
 		return nil, err
 	}
 	for _, one := range t.Templates() {
-		if err := checkFields(one.Tree); err != nil {
+		if err := prepare(one.Tree); err != nil {
 			return nil, err
 		}
-		countSteps(one.Tree)
 	}
 	return t, nil
 }
@@ -434,32 +428,23 @@ func (t *Templates) make(folder string, d Data) (Mail, error) {
 
 // Export writes the embedded templates to a folder, for an operator to change. It overwrites nothing.
 func Export(dir string) (written []string, err error) {
-	base, err := fs.Sub(embedded, "templates")
-	if err != nil {
-		return nil, fmt.Errorf("read the embedded templates: %w", err)
+	if err := os.CopyFS(dir, builtIn()); err != nil {
+		return nil, fmt.Errorf("write the templates: %w", err)
 	}
-	err = fs.WalkDir(base, ".", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+	err = fs.WalkDir(builtIn(), ".", func(name string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			written = append(written, filepath.Join(dir, name))
 		}
-		if entry.IsDir() {
-			return os.MkdirAll(filepath.Join(dir, name), 0o750)
-		}
-		text, err := fs.ReadFile(base, name)
-		if err != nil {
-			return err
-		}
-		to := filepath.Join(dir, name)
-		f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640) //nolint:gosec // the operator names it
-		if err != nil {
-			return err
-		}
-		_, err = f.Write(text)
-		written = append(written, to)
-		return errors.Join(err, f.Close())
+		return err
 	})
+	return written, err
+}
+
+// builtIn are the embedded templates.
+func builtIn() fs.FS {
+	folder, err := fs.Sub(embedded, "templates")
 	if err != nil {
-		return written, fmt.Errorf("write the templates: %w", err)
+		panic(err) // only for a name that is none
 	}
-	return written, nil
+	return folder
 }
