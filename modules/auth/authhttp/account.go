@@ -13,7 +13,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// RegisterRequest is who wants an account.
+// RegisterRequest is the body of a registration.
 type RegisterRequest struct {
 	Username   *string `json:"username" example:"alice" minLength:"3" maxLength:"255" doc:"Kept as typed, compared without case."`
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password" minLength:"8" maxLength:"256" doc:"Length counts Unicode code points after NFC. The minimum is a setting; 8 is its default."`
@@ -63,8 +63,7 @@ func (a *api) register(ctx context.Context, in registerInput) (registered, error
 	}, nil
 }
 
-// LoginRequest is who wants to sign in. Its values have no form: accounts that were brought
-// from another system may have any.
+// LoginRequest is the body of a sign-in. Its values may have any form: those of imported accounts do.
 type LoginRequest struct {
 	Username   *string `json:"username" example:"alice" doc:"White space at both ends is ignored."`
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password"`
@@ -110,7 +109,7 @@ func (a *api) me(_ context.Context, who auth.Caller, _ struct{}) (Me, error) {
 	}, nil
 }
 
-// PasswordProof is the password, once more.
+// PasswordProof is the password, typed again.
 type PasswordProof struct {
 	Password *string `json:"password" example:"correct horse battery staple" format:"password"`
 }
@@ -124,7 +123,7 @@ func (a *api) deleteMe(ctx context.Context, who auth.Caller, in deleteMeInput) e
 	return a.svc.DeleteOwn(ctx, who, *in.Body.Password, in.device(""))
 }
 
-// PasswordChange is the password and the one that is to replace it.
+// PasswordChange is the current password and the new one.
 type PasswordChange struct {
 	CurrentPassword *string `json:"current_password" example:"correct horse battery staple" format:"password"`
 	NewPassword     *string `json:"new_password" example:"staple battery horse correct" format:"password" minLength:"8" maxLength:"256" doc:"The rules of registration apply."`

@@ -10,11 +10,10 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// Where browsers keep a refresh token that no script sees. Browsers take the first name over
-// https alone, from this very host, and then for all paths; so nobody else on the domain can
-// put one there. Over plain http a browser takes it from nobody, which is why there is the
-// other one, for development. Each server reads its own name and never the other: that one may
-// have been put there by anybody on the way.
+// The cookie for the refresh token, which no script can read. Browsers accept the first name only over
+// https, from exactly this host and for all paths, so nobody else on the domain can set it. They never
+// accept it over plain http; the second name is for development. A server reads only its own name: anybody
+// on the network may have set the other one.
 const (
 	secureCookie = "__Host-authctl"
 	plainCookie  = "authctl"
@@ -33,7 +32,7 @@ var cookieScheme = &httpserver.Scheme{
 		"`app.origins`. Over plain http, in dev mode, the cookie is named `authctl`.",
 }
 
-// pages takes the cookie from the pages that may use it.
+// pages decides which pages may use the cookie.
 type pages struct {
 	name string   // of the cookie; empty: there are none here
 	own  []string // origins of the service itself
@@ -67,7 +66,7 @@ func (p pages) admit(b httpserver.Browser) error {
 		"app.origins, and the request does not come from one, as far as Origin and Sec-Fetch-Site tell.")
 }
 
-// wanted reports whether a sign-in asks for the cookie, and refuses who cannot have it.
+// wanted reports whether a sign-in asks for the cookie, and refuses one that cannot have it.
 func (p pages) wanted(transport string, b httpserver.Browser) (bool, error) {
 	switch {
 	case transport == "" || transport == inBody:
@@ -77,14 +76,13 @@ func (p pages) wanted(transport string, b httpserver.Browser) (bool, error) {
 	case p.name == "":
 		return false, auth.ErrValidation.Field("transport", "needs_https",
 			"can be cookie only where browsers come by https")
-	case b.Sends(): // else nobody is tricked: a program signs itself in
+	case b.Sends(): // a program cannot be tricked by a page
 		return true, p.admit(b)
 	}
 	return true, nil
 }
 
-// presented is the one refresh token of a request, in the body or else as a cookie, for which
-// the page behind it has to be one that may use it.
+// presented is the one refresh token of a request: in the body, or else in the cookie if the page may use it.
 func (p pages) presented(body *string, b httpserver.Browser) (token string, fromCookie bool, err error) {
 	cookies := p.cookies(b)
 	switch {

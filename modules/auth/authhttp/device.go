@@ -9,8 +9,8 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// Where a sign-in leaves, and the next one finds, what marks the device as known: a header for
-// programs, a cookie for browsers on the same site.
+// deviceCookie has the token that marks the device as known, for browsers on the same site. Programs get and send it
+// in a header.
 const deviceCookie = "authctl_device"
 
 // fromDevice is what a request says of the device that it comes from.

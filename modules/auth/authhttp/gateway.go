@@ -8,7 +8,7 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 )
 
-// checked is what a gateway is told of the caller whose request it asks about.
+// checked tells a gateway who the caller is.
 type checked struct {
 	User     string `header:"Auth-User" required:"true" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10" doc:"The account's id, never used for another account."`
 	Session  string `header:"Auth-Session" required:"true" format:"uuid" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"The session of the access token."`
@@ -21,6 +21,6 @@ func (a *api) check(_ context.Context, who auth.Caller, _ struct{}) (checked, er
 	}, nil
 }
 
-// percentEncode leaves the unreserved characters of RFC 3986 as they are. Every decoder of URLs
-// reads the rest in the same way: those of forms, too, since no + is left.
+// percentEncode leaves the unreserved characters of RFC 3986 as they are. Decoders of URLs and of forms read the
+// result alike, since it has no +.
 func percentEncode(text string) string { return strings.ReplaceAll(url.QueryEscape(text), "+", "%20") }

@@ -12,7 +12,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// Bearer lets in who has a live access token, at routes of a host as well.
+// Bearer admits requests with a live access token. A host can use it for routes of its own.
 func Bearer(svc *auth.Service) httpserver.Identity[auth.Caller] {
 	return httpserver.Identity[auth.Caller]{
 		Scheme: &httpserver.Scheme{
@@ -31,7 +31,7 @@ func Bearer(svc *auth.Service) httpserver.Identity[auth.Caller] {
 	}
 }
 
-// client lets in the clients of auth.clients, by HTTP Basic or in the form.
+// client admits the clients of auth.clients, by HTTP Basic or in the form.
 func (a *api) client() httpserver.Identity[string] {
 	return httpserver.Identity[string]{
 		Scheme: &httpserver.Scheme{
@@ -47,8 +47,7 @@ func (a *api) client() httpserver.Identity[string] {
 }
 
 // bearerToken takes the token out of the Authorization header (RFC 6750 §2.1). Tokens in the
-// query or in a form are not taken: they end up in logs. The refusal of anything else says what it looks
-// like.
+// query or in a form are not accepted, since they end up in logs. A refusal says what the header looks like.
 func bearerToken(header string) (string, error) {
 	header = strings.Trim(header, " \t")
 	scheme, token, found := header, "", false
@@ -87,8 +86,8 @@ func plausible(token string) error {
 	return nil
 }
 
-// authenticateClient lets through who shows to be a client of auth.clients, by HTTP Basic or
-// in the form (RFC 6749 §2.3.1), and not by both, and returns its id.
+// authenticateClient returns the id of the client of auth.clients that the request authenticates as: by HTTP Basic
+// or in the form (RFC 6749 §2.3.1), but not both.
 func (a *api) authenticateClient(c httpserver.Credentials) (id string, err error) {
 	form, err := c.Form()
 	if err != nil {
@@ -138,28 +137,30 @@ func (a *api) authenticateClient(c httpserver.Credentials) (id string, err error
 	return refused("The client is not known, or its secret is wrong.")
 }
 
-// basicReadings is what a client may have meant by the text in HTTP Basic. RFC 6749 §2.3.1
-// has id and secret form-encoded first, which not every client does; then the colon that
-// parts them need not be the first, and + and % need not be escapes.
+// basicReadings lists what a client may have meant by the text in HTTP Basic. By RFC 6749 §2.3.1
+// it form-encodes id and secret first. Not every client does; then any colon may be the one between them,
+// and + and % may stand for themselves.
 func basicReadings(text string) []auth.ClientCredentials {
 	const most = 16 // colons
 	var readings []auth.ClientCredentials
-	for at, n := strings.IndexByte(text, ':'), 0; at >= 0 && n < most; n++ {
+	colons := 0
+	for at := range len(text) {
+		if text[at] != ':' {
+			continue
+		}
+		if colons++; colons > most {
+			break
+		}
 		for _, id := range formReadings(text[:at]) {
 			for _, secret := range formReadings(text[at+1:]) {
 				readings = append(readings, auth.ClientCredentials{ID: id, Secret: secret})
 			}
 		}
-		next := strings.IndexByte(text[at+1:], ':')
-		if next < 0 {
-			break
-		}
-		at += 1 + next
 	}
 	return readings
 }
 
-// formReadings is a text as it is and, where that is another, decoded.
+// formReadings is a text as it is and, if that differs, decoded.
 func formReadings(text string) []string {
 	if decoded, err := url.QueryUnescape(text); err == nil && decoded != text {
 		return []string{text, decoded}

@@ -80,7 +80,7 @@ func badFollower(description string) error {
 	return &httpserver.OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: description}
 }
 
-// follow reads what a follower asks for.
+// follow reads and checks what a follower asks for.
 func (in revocationsInput) follow(client string) (who auth.Follower, wait time.Duration, err error) {
 	who = auth.Follower{Client: client, Name: in.Verifier, Instance: in.Instance, Version: in.Version}
 	if !printable(in.Verifier, maxName) || !printable(in.Version, maxName) || !printable(in.Instance, maxInstance) {
@@ -163,7 +163,7 @@ func (a *api) revocations(ctx context.Context, client string, in revocationsInpu
 		page, err := f.Next(ctx, after, wait)
 		return revocationsAnswer{Body: page.JSON}, followFault(err)
 	}
-	// A cursor that is gone is said before anything else.
+	// A cursor that is gone is refused before the stream begins.
 	first, err := f.Next(ctx, after, 0)
 	if err != nil {
 		f.Close()
@@ -175,7 +175,7 @@ func (a *api) revocations(ctx context.Context, client string, in revocationsInpu
 	}}, nil
 }
 
-// tellRevocations sends a page an event until somebody has gone or something fails.
+// tellRevocations sends each page as an event, until the client leaves or something fails.
 func tellRevocations(
 	ctx context.Context, f *auth.Following, page auth.RevocationPage, wait time.Duration,
 	send func(httpserver.Event) error,

@@ -161,19 +161,18 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 				"database, so a token of an ended session does not pass. Answers have no body.",
 			Do: httpserver.As(bearer, a.check),
 		},
+		{
+			Method: "GET", Path: "/oauth2/revocations", ID: "revocations", Group: oauth2, OAuth: true, Waits: true,
+			Summary: "List what has ended, for services that verify access tokens themselves",
+			Success: "What has ended.", Cache: noStore, Quiet: true,
+			Description: "Without `after` it begins with everything that has ended and could still be accepted " +
+				"somewhere. With `after` it continues: at once if something has ended since, otherwise after `wait` " +
+				"seconds with no entries and a newer `as_of`. With `Accept: text/event-stream` each page comes as " +
+				"an event `revocations` whose id is its cursor; an event `error` ends the stream. Entries may repeat " +
+				"and come in any order. Report entries of an unknown type.",
+			Do: httpserver.As(client, a.revocations), OAuthFaults: []httpserver.OAuthError{errCursorGone},
+		},
 	}
-	routes = append(routes, httpserver.Route{
-		Method: "GET", Path: "/oauth2/revocations", ID: "revocations", Group: oauth2, OAuth: true, Waits: true,
-		Quiet:   true,
-		Summary: "List what has ended, for services that verify access tokens themselves", Success: "What has ended.",
-		Cache: noStore,
-		Description: "Without `after` it begins with everything that has ended and could still be accepted " +
-			"somewhere. With `after` it continues: at once if something has ended since, otherwise after `wait` " +
-			"seconds with no entries and a newer `as_of`. With `Accept: text/event-stream` each page comes as an " +
-			"event `revocations` whose id is its cursor; an event `error` ends the stream. Entries may repeat and " +
-			"come in any order. Report entries of an unknown type.",
-		Do: httpserver.As(client, a.revocations), OAuthFaults: []httpserver.OAuthError{errCursorGone},
-	})
 	if path := opt.mount(); path != "" {
 		// RFC 8414 §3.1 puts the issuer's path behind the well-known one, and there no proxy
 		// takes it off. Behind it, as others look for it, the proxy does.

@@ -11,8 +11,8 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// schemaCache: within a version of a type a schema changes by new members alone, and the one before
-// still accepts the data.
+// schemaCache lets a schema be kept for long. Within a version of a type it only gains members, so a former one still
+// accepts the data.
 const schemaCache = "public, max-age=86400, immutable"
 
 // EventSchema is a JSON Schema (2020-12).

@@ -54,35 +54,29 @@ func (a *api) refresh(ctx context.Context, in refreshInput) (refreshed, error) {
 	if err != nil {
 		return refreshed{}, err
 	}
-	if !fromCookie {
-		t, err := a.svc.Refresh(ctx, token, deviceOf(in.Peer))
-		if err != nil {
-			return refreshed{}, err
-		}
-		return refreshedWith(t), nil
+	refresh := a.svc.Refresh
+	if fromCookie {
+		refresh = a.svc.RefreshShared
 	}
-	t, err := a.svc.RefreshShared(ctx, token, deviceOf(in.Peer))
-	if err != nil && auth.IsWorthless(err) {
+	t, err := refresh(ctx, token, deviceOf(in.Peer))
+	if err != nil && fromCookie && auth.IsWorthless(err) {
 		return refreshed{Cookie: a.takeBack()}, err
 	}
 	if err != nil {
 		return refreshed{}, err
 	}
-	answer := refreshedWith(t)
-	answer.Cookie, answer.Body.RefreshToken = a.keep(t), ""
-	return answer, nil
-}
-
-func refreshedWith(t auth.Tokens) refreshed {
 	answer := refreshed{Body: tokensOf(t)}
+	if fromCookie {
+		answer.Cookie, answer.Body.RefreshToken = a.keep(t), ""
+	}
 	if t.Replayed {
 		answer.Replayed = "true"
 	}
-	return answer
+	return answer, nil
 }
 
-// LogoutRequest is a refresh token of the session. Without one the access token says which, or
-// else the cookie.
+// LogoutRequest is a refresh token of the session. Without one it is the session of the access token, or
+// else of the cookie.
 type LogoutRequest struct {
 	RefreshToken string `json:"refresh_token,omitempty" example:"art_AQ"`
 }
@@ -126,26 +120,24 @@ func (a *api) logoutCookie(ctx context.Context, page httpserver.Browser) (signed
 	if err != nil {
 		return signedOut{}, err
 	}
-	if err := a.svc.LogoutRefresh(ctx, token); err != nil && !auth.IsWorthless(err) {
+	if err = a.svc.LogoutRefresh(ctx, token); err != nil && !auth.IsWorthless(err) {
 		return signedOut{}, err
-	} else if err != nil {
-		return signedOut{a.takeBack()}, err
 	}
-	return signedOut{a.takeBack()}, nil
+	return signedOut{a.takeBack()}, err
 }
 
-// holds reports whether the browser that sends the request keeps this session in the cookie: it
-// does so with the answer too, then. Nobody is let in by it.
+// holds reports whether the browser keeps this session in the cookie; then it also gets new tokens there. It
+// authenticates nobody.
 func (a *api) holds(page httpserver.Browser, sid uuid.UUID) bool {
 	return slices.ContainsFunc(a.pages.cookies(page), func(token string) bool { return a.svc.IsOfSession(token, sid) })
 }
 
-// Sessions are the devices that are signed in.
+// Sessions lists the signed-in devices.
 type Sessions struct {
 	Sessions []Session `json:"sessions"`
 }
 
-// Session is one device that is signed in.
+// Session is one signed-in device.
 type Session struct {
 	ID         uuid.UUID `json:"id" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c"`
 	DeviceName string    `json:"device_name" example:"Alice's phone"`
