@@ -42,10 +42,10 @@ func (r *Relay) wake(hashes []int32) {
 }
 
 // due reports whether all shards are to be asked, and not only those of which events were committed.
-func (r *Relay) due(polls bool) bool {
+func (r *Relay) due(anyway bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := polls || r.all
+	all := anyway || r.all
 	r.all = r.all && !all
 	return all
 }
@@ -54,17 +54,17 @@ func (r *Relay) due(polls bool) bool {
 // shards when it polls, and in between those that it is woken for: each shard that is asked costs the
 // database a search, of which most find nothing.
 func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
-	wait, polled := busyPoll, time.Time{}
+	wait, polled, backlog := busyPoll, time.Time{}, false
 	for ctx.Err() == nil {
-		all := r.due(time.Since(polled) >= wait)
-		if all {
+		all := r.due(backlog || time.Since(polled) >= wait)
+		batches, err := r.fetch(ctx, all)
+		if all || err != nil {
 			polled = time.Now()
 		}
-		batches, err := r.fetch(ctx, all)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			r.outages.database(fetchOutage, err)
-			wait, polled = idlePoll, time.Now()
+			wait = idlePoll
 		case len(batches) > 0:
 			wait = busyPoll
 		case all:
@@ -72,10 +72,12 @@ func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
 		}
 		send(batches)
 		t := time.NewTimer(time.Until(polled.Add(wait)))
+		backlog = false
 		select {
 		case <-ctx.Done():
 		case <-r.poked:
 		case <-r.more:
+			backlog = true
 		case <-t.C:
 		}
 		t.Stop()
