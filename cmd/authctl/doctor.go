@@ -473,6 +473,10 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 			doubtful("synchronous_commit is off: a crash of PostgreSQL can forget changes that were answered, such "+
 				"as the end of a session", "set it on for authctl's user: ALTER ROLE … SET synchronous_commit = on"))
 	}
+	if servers := d.Database.Primaries(ctx, d.App.prod()); len(servers) > 1 {
+		list = append(list, failing("several servers take writes: "+strings.Join(servers, ", "), "stop those that are "+
+			"not the primary: authctl uses whichever it reaches first, and what the others take is lost"))
+	}
 	if servers := d.Database.Unverified(d.App.prod()); len(servers) > 0 && d.App.prod() {
 		list = append(list, doubtful("somebody on the network could read and change what is exchanged: "+
 			strings.Join(servers, ", "), "unless the network is your own, set sslmode=verify-full, or do not "+

@@ -3,9 +3,15 @@ package main
 import (
 	"context"
 	"net"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
 )
 
 func TestAClockIsCheckedByHowFarItIsOff(t *testing.T) {
@@ -78,5 +84,48 @@ func TestDoctorSaysThatAPortDoesNotAnswer(t *testing.T) {
 	if f := d.port(ctx, "APP_PORT", addr, false); f.Status != checkFail ||
 		f.Found != "what listens on "+addr+" does not answer" {
 		t.Errorf("%+v", f)
+	}
+}
+
+// After a fail-over the former primary may come back and take writes as well.
+func TestDoctorNamesSeveralServersThatTakeWrites(t *testing.T) {
+	t.Parallel()
+	former := outboxtest.StartPostgres(t, "wal_level = replica")
+	standby := former.Standby(t)
+	host := func(s *outboxtest.Server) string {
+		u, err := url.Parse(s.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u.Host
+	}
+	complaints := func(hosts ...string) (list []string) {
+		t.Helper()
+		d := &doctor{app: &app{}}
+		d.Database = database.Config{URL: config.Secret("postgres://postgres@" + strings.Join(hosts, ",") + "/postgres")}
+		for _, f := range d.databaseWorks(t.Context()) {
+			if f.Status != checkOK {
+				list = append(list, f.Status+": "+f.Found)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		return list
+	}
+	a, b := host(former), host(standby)
+	_, port, _ := net.SplitHostPort(a)
+	for _, hosts := range [][]string{{a}, {a, b}, {b, a}, {a, "localhost:" + port}, {"127.0.0.1:1", a}} {
+		if found := complaints(hosts...); found != nil {
+			t.Errorf("%v, one of which takes writes: %q", hosts, found)
+		}
+	}
+	standby.Promote(t)
+	want := []string{checkFail + ": several servers take writes: " + b + ", " + a}
+	if found := complaints(b, a); !slices.Equal(found, want) {
+		t.Errorf("%q, want %q", found, want)
+	}
+	if found := complaints(a); found != nil {
+		t.Errorf("one server: %q", found)
 	}
 }

@@ -144,8 +144,12 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 	}
 	if st.Pending > 0 && len(st.Relays) == 0 &&
 		!slices.ContainsFunc(st.Outages, func(o outbox.Outage) bool { return o.Lasts }) {
-		fmt.Fprintln(w, "events wait and nobody relays them: start authctl relay, or authctl serve with "+
-			"OUTBOX_RELAY=inline")
+		hint := "events wait and nobody relays them: "
+		if slices.ContainsFunc(currentOutages(st), func(o sharedOutage) bool { return o.NeedsPerson() }) {
+			hint += "do what the outage says, then " // before that a relay would end again
+		}
+		hint += "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
+		fmt.Fprintln(w, strings.Join(wrap(hint, terminalWidth(w)), "\n"))
 	}
 	if !o.shards {
 		return nil

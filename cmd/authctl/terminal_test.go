@@ -21,6 +21,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/sys/unix"
 
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -118,6 +119,46 @@ func TestNoLineWrapsOnATerminal(t *testing.T) {
 			if (line[0] == "user" || line[0] == "session") && (len(uuid.FindAllString(screen, -1)) != 1 ||
 				!strings.Contains(screen, "alice-with-a-long-name@mail.example.com")) {
 				t.Errorf("%q: an id or a name is not whole: %s", line, screen)
+			}
+		}
+	}
+}
+
+// The remedy of what ended the relays comes before they are started again.
+func TestStatusSaysWhatToDoWithoutRelays(t *testing.T) {
+	t.Parallel()
+	ended := func(kind string) []outbox.Outage {
+		return []outbox.Outage{{Relay: "vm/1", Kind: kind, Error: "there are 8 partitions", Since: time.Now()}}
+	}
+	lasting := ended("topic")
+	lasting[0].Lasts = true
+	const start = "events wait and nobody relays them: start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
+	for _, test := range []struct {
+		outages []outbox.Outage
+		want    string
+	}{
+		{nil, start},
+		{ended("retry"), start},
+		{ended("partitions"), "events wait and nobody relays them: do what the outage says, then start authctl relay, " +
+			"or authctl serve with OUTBOX_RELAY=inline"},
+		{lasting, ""},
+	} {
+		tty, _, end := terminal(t, 80)
+		o := &statusOptions{global: &global{}}
+		if err := o.print(tty, outbox.State{Pending: 3, Outages: test.outages}, nil); err != nil {
+			t.Error(err)
+		}
+		screen := end()
+		_, hint, _ := strings.Cut(screen, "events wait")
+		if hint = strings.Join(strings.Fields(hint), " "); hint != "" {
+			hint = "events wait " + hint
+		}
+		if hint != test.want {
+			t.Errorf("%v: %q, want %q", test.outages, hint, test.want)
+		}
+		for row := range strings.Lines(screen) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(row, "\n")); n > 80 {
+				t.Errorf("a line of %d characters: %s", n, row)
 			}
 		}
 	}

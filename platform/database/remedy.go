@@ -44,8 +44,18 @@ var remedies = []struct{ code, remedy string }{
 	{"42704", "remove from DATABASE_URL what is not a parameter of PostgreSQL; through PgBouncer, name it in " +
 		"ignore_startup_parameters"},
 	{"22023", "correct the parameter of DATABASE_URL that PostgreSQL does not accept"},
-	{"08P01", "name the parameter in ignore_startup_parameters of PgBouncer, or remove it from DATABASE_URL"},
 	{"26000", "let the pooler keep sessions (pool_mode = session), or prepared statements (max_prepared_statements)"},
+}
+
+// pooler are the remedies for errors of PgBouncer, by a part of their text: they share the code 08P01.
+var pooler = []struct{ text, remedy string }{
+	{"startup parameter", "name the parameter in ignore_startup_parameters of PgBouncer, or remove it from " +
+		"DATABASE_URL"},
+	{"max_client_conn", "raise max_client_conn of PgBouncer, or lower DATABASE_MAX_CONNS of each process"},
+	{"no such database", "name it under [databases] of PgBouncer, or another one with DATABASE_URL"},
+	{"no such user", "correct the role or its password in DATABASE_URL, or in the auth_file of PgBouncer"},
+	{"authentication failed", "correct the role or its password in DATABASE_URL, or in the auth_file of PgBouncer"},
+	{"", "read the log of PgBouncer, and check that it reaches the server"},
 }
 
 // Task is what was tried. It decides which role may do it.
@@ -99,6 +109,13 @@ func Remedy(err error, task Task) string {
 		return forbidden[task]
 	case pg != nil && task == OwnTables && !opening && migrating[pg.Code] != "":
 		return migrating[pg.Code]
+	case pg != nil && pg.Code == "08P01":
+		for _, r := range pooler {
+			if strings.Contains(pg.Message, r.text) {
+				return r.remedy
+			}
+		}
+		return ""
 	case pg != nil:
 		for _, r := range remedies {
 			if strings.HasPrefix(pg.Code, r.code) {

@@ -103,10 +103,16 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 		"server's disk full":   {&pgconn.PgError{Code: "53100"}, "make room"},
 		"starting":             {&pgconn.PgError{Code: "57P03"}, "wait"},
 		"pg_hba.conf":          {&pgconn.PgError{Code: "28000"}, "pg_hba.conf"},
-		"nothing":              {nil, ""},
-		"stopped":              {context.Canceled, ""},
-		"another error":        {errors.New("x"), ""},
-		"a taken key":          {&pgconn.PgError{Code: "23505"}, ""},
+		"PgBouncer is full": {&pgconn.PgError{Code: "08P01",
+			Message: "no more connections allowed (max_client_conn)"}, "raise max_client_conn"},
+		"PgBouncer and a parameter": {&pgconn.PgError{Code: "08P01",
+			Message: "unsupported startup parameter: search_path"}, "ignore_startup_parameters"},
+		"PgBouncer and its server": {&pgconn.PgError{Code: "08P01",
+			Message: "pgbouncer cannot connect to server"}, "reaches the server"},
+		"nothing":       {nil, ""},
+		"stopped":       {context.Canceled, ""},
+		"another error": {errors.New("x"), ""},
+		"a taken key":   {&pgconn.PgError{Code: "23505"}, ""},
 	} {
 		if name != "nothing" && test.err == nil {
 			t.Errorf("%s: there is no error", name)
