@@ -521,17 +521,16 @@ func (d *doctor) clock(ctx context.Context) []finding {
 	if !d.db.IsPostgres() {
 		return []finding{fine("the database has this machine's")}
 	}
-	before := time.Now()
-	var there time.Time
-	if err := d.db.QueryRowContext(ctx, "SELECT clock_timestamp()").Scan(&there); err != nil {
+	off, err := clockOffset(ctx, d.db)
+	if err != nil {
 		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
-	return []finding{checkClock(there.Sub(before.Add(time.Since(before)/2)), "database")}
+	return []finding{checkClock(off, "database")}
 }
 
 // checkClock says what a difference to another machine's clock means.
 func checkClock(off time.Duration, whose string) finding {
-	const advice = "synchronise both clocks (NTP): sessions and leases depend on them"
+	const advice = "synchronise both clocks (NTP): tokens, sessions and leases depend on them"
 	text := fmt.Sprintf("differs from the %s's by %s", whose, off.Abs().Round(time.Millisecond))
 	switch {
 	case off.Abs() > 30*time.Second:

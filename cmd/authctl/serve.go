@@ -124,6 +124,14 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	running.Go(func() error { return a.contact.Run(behind) })
 	running.Go(func() error { a.giveWay(behind); return nil })
 	running.Go(func() error { a.checkHashing(front); return nil })
+	if a.db.IsPostgres() {
+		running.Go(func() error {
+			watchClock(front, a.log, watchClockEvery, func(ctx context.Context) (time.Duration, error) {
+				return clockOffset(ctx, a.db)
+			})
+			return nil
+		})
+	}
 	running.Go(func() error {
 		defer stopBehind()
 		return server.Run(front)
