@@ -452,6 +452,48 @@ func TestASharedDatabaseLosesNothing(t *testing.T) {
 	}
 }
 
+// The lines of the page bring authctl's schema back in a database that others use, and leave theirs alone.
+func TestASharedDatabaseIsRestoredByTheLinesOfThePage(t *testing.T) {
+	t.Parallel()
+	testenv.Program(t, "install the package postgresql-client", "pg_dump")
+	_, lines, _ := strings.Cut(read(t, "../docs/operations.md"), "`SHARED_URL` is a superuser")
+	_, lines, _ = strings.Cut(lines, "```sh\n")
+	lines, _, found := strings.Cut(lines, "```")
+	if !found {
+		t.Fatal("the page has no lines for a shared database")
+	}
+	db := emptyDatabase(t)
+	run(t, db.admin, "CREATE SCHEMA authctl; CREATE TABLE public.shop_order (id integer)")
+	ours := db.within("authctl")
+	ours.install(t, "postgres/roles.sql")
+	register := func(name string) {
+		t.Helper()
+		ours.authctl(t, "authctl_serve", "correct horse battery staple", "user", "create", name, "--password-stdin")
+	}
+	dump := filepath.Join(t.TempDir(), "authctl.dump")
+	shell := func(lines string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", strings.ReplaceAll(lines, "authctl.dump", dump))
+		cmd.Dir = ".."
+		cmd.Env = append(os.Environ(), "SHARED_URL="+db.admin, "DATABASE_URL="+db.as("authctl_migrate"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s\n%s", err, lines, out)
+		}
+	}
+	register("alice")
+	shell(`pg_dump --format=custom --schema=authctl --file=authctl.dump "$DATABASE_URL"`)
+	register("bob")
+	shell(lines)
+	ours.authctl(t, "authctl_migrate", "", "restore", "fence", "--yes")
+	ours.authctl(t, "authctl_migrate", "", "migrate", "grants")
+	if list := ours.authctl(t, "authctl_serve", "", "user", "list"); !strings.Contains(list, " alice ") ||
+		strings.Contains(list, " bob ") {
+		t.Errorf("after the restore there are\n%s", list)
+	}
+	ours.authctl(t, "authctl_relay", "", "outbox", "status")
+	run(t, db.admin, "SELECT id FROM public.shop_order; SELECT id FROM authctl_before.users")
+}
+
 // PostgreSQL lets everybody call a new function; the grants revoke that for each function of a
 // migration.
 func TestGrantsCloseEveryFunction(t *testing.T) {

@@ -189,7 +189,7 @@ func (r *rehearsal) restore(store string) {
 		return
 	}
 	if store == "sqlite" {
-		r.paste(r.lines("Restoring a backup", 1))
+		r.paste(r.lines("Restoring a backup", 2))
 		return
 	}
 	u, err := url.Parse(r.setting("DATABASE_URL"))
@@ -215,7 +215,7 @@ func (r *rehearsal) restore(store string) {
 // fence runs the page's last lines, with --yes where they would ask.
 func (r *rehearsal) fence() {
 	r.t.Helper()
-	r.paste(r.lines("Restoring a backup", 2), "authctl restore fence", "authctl restore fence --yes")
+	r.paste(r.lines("Restoring a backup", 3), "authctl restore fence", "authctl restore fence --yes")
 }
 
 // published is what a consumer knows about a user.
