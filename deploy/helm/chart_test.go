@@ -960,6 +960,17 @@ func TestTheReleasePacksTheChart(t *testing.T) {
 	}
 }
 
+// Helm takes a key with nothing below it, whose values are all comments, for null.
+func TestLabelsAndAnnotationsMayBeLeftEmpty(t *testing.T) {
+	t.Parallel()
+	list := renderProfile(t, "standard", func(v map[string]any) { v["podAnnotations"], v["podLabels"] = nil, nil })
+	for name, pod := range list.pods() {
+		if len(pod.Annotations) != 1 || pod.Labels["app.kubernetes.io/name"] != "authctl" {
+			t.Errorf("%s: %v, %v", name, pod.Annotations, pod.Labels)
+		}
+	}
+}
+
 // Values that cannot work are refused before the installation, with a message that says what to do.
 func TestMistakesAreRefused(t *testing.T) {
 	t.Parallel()
@@ -982,7 +993,11 @@ func TestMistakesAreRefused(t *testing.T) {
 		"'': missing property 'settings'": func(v map[string]any) {
 			v["settings"] = nil
 		},
-		"app/drain_dealy": func(v map[string]any) { at(v, "settings", "app")["drain_dealy"] = "5s" },
+		"'/networkPolicy': missing property 'enabled'": func(v map[string]any) {
+			at(v, "networkPolicy")["enabled"] = nil
+		},
+		"'': missing property 'operator'": func(v map[string]any) { v["operator"] = nil },
+		"app/drain_dealy":                 func(v map[string]any) { at(v, "settings", "app")["drain_dealy"] = "5s" },
 		"settings/auth/password/bcrypt_cost": func(v map[string]any) {
 			at(v, "settings", "auth", "password")["bcrypt_cost"] = 40
 		},

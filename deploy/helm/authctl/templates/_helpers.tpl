@@ -26,7 +26,7 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- /* Annotations of pods. By ours the cluster autoscaler may remove a node whose pods have an emptyDir. */ -}}
 {{- define "authctl.annotations" -}}
 {{- $ours := dict "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes" "data" -}}
-{{- toYaml (merge (deepCopy .Values.podAnnotations) $ours) -}}
+{{- toYaml (merge (index .Values "podAnnotations" | default dict | deepCopy) $ours) -}}
 {{- end -}}
 
 {{- define "authctl.image" -}}
@@ -167,7 +167,7 @@ and of the mail server after that, as a relay does. */ -}}
 {{- end -}}
 {{- end -}}
 {{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart" "authctl/operator" -}}
-{{- if hasKey $.Values.podLabels $label -}}
+{{- if hasKey (index $.Values "podLabels" | default dict) $label -}}
 {{- fail (printf "podLabels has %s, which the chart sets itself, and by which Services find their pods: leave it out" $label) -}}
 {{- end -}}
 {{- end -}}
