@@ -15,6 +15,10 @@ import (
 // their contacts. Those with a transaction run in it, with the account locked: their error undoes
 // the change. A nil one is not called.
 type Hooks struct {
+	// Waits says that the sign-in of a new account waits for something: [Service.Register] makes the
+	// account, signs nobody in and returns what Admit does. An error that names a challenge is no
+	// refusal then: the account exists.
+	Waits bool
 	// CheckNew adds to the fault what is wrong with a new account, before anything is hashed.
 	CheckNew func(invalid *fault.Fault, username string, contact NewContact) *fault.Fault
 	// Added is called when an account has been made.
@@ -26,9 +30,7 @@ type Hooks struct {
 	// Addresses returns the addresses of accounts, for an export. The first of an account is the one
 	// that other systems are told.
 	Addresses func(ctx context.Context, userIDs []uuid.UUID) (map[uuid.UUID][]Address, error)
-	// Admit returns why a person who has shown the password may not sign in. [Service.Register] then makes the
-	// account, signs nobody in and returns what Admit does. An error that names a challenge is no refusal: the
-	// account exists.
+	// Admit returns why a person who has shown the password may not sign in.
 	Admit func(ctx context.Context, u User, dev Device) error
 	// SignedIn is called when a session begins. known says that the device is known to the account.
 	SignedIn func(ctx context.Context, tx database.Tx, u User, dev Device, known bool) error

@@ -34,7 +34,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 	if err != nil {
 		return Tokens{}, err
 	}
-	if s.hooks.Admit != nil {
+	if s.hooks.Waits {
 		if err := s.addAccount(ctx, a, uuid.NullUUID{}, contact); err != nil {
 			return Tokens{}, err
 		}

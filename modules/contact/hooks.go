@@ -18,8 +18,8 @@ import (
 // hooks are what the module does when something happens to accounts.
 func (s *Service) hooks() auth.Hooks {
 	h := auth.Hooks{
-		CheckNew: s.checkNew, Added: s.added, Imported: s.imported, NotImported: notImported, Addresses: s.addresses,
-		PasswordChanged: s.passwordChanged,
+		Waits: s.cfg.Required == requiredVerified, CheckNew: s.checkNew, Added: s.added, Imported: s.imported,
+		NotImported: notImported, Addresses: s.addresses, PasswordChanged: s.passwordChanged,
 	}
 	if s.cfg.Required == requiredVerified {
 		h.Admit = s.admit
