@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -257,6 +258,9 @@ func (s *sentinels) problem(sentinel string, err error) *Problem {
 	default:
 		p = unreachable(context.Background(), &redis.Options{TLSConfig: s.dialer.tls}, err)
 		p.Found = "the Sentinel " + sentinel + ": " + p.Found
+		if errors.Is(err, syscall.ECONNREFUSED) { // it is no Redis that is to be started
+			p.Advice = "nothing listens there: start the Sentinel, or name others in REDIS_URL"
+		}
 	}
 	return p
 }

@@ -449,7 +449,7 @@ func TestSettingsThatNameTheWrongKindSayWhichIsRight(t *testing.T) {
 		"a cluster without slots":         {slotless.URL(), true, "redis-cli --cluster create"},
 		"a password that the primary has": {w.URL(), false, "password=PASSWORD in REDIS_URL"},
 		"nothing where a cluster was":     {"redis://127.0.0.1:1?addr=127.0.0.1:2", false, "nothing listens there"},
-		"nothing where Sentinels were":    {"redis://127.0.0.1:1?master_name=main", false, "nothing listens there"},
+		"nothing where Sentinels were":    {"redis://127.0.0.1:1?master_name=main", false, "start the Sentinel"},
 		"a node by itself":                {c.Primaries[0].URL(), false, "set REDIS_CLUSTER=true"},
 	} {
 		client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(tc.url), Cluster: tc.cluster},
