@@ -149,7 +149,8 @@ func TestAFormerOwnerFreesNoKeys(t *testing.T) {
 		if _, err := newWorker(former, s).due(ctx, map[int]*lease{shard: lost}, 1); err != nil {
 			t.Fatal(err)
 		}
-		if err := present.setAside(ctx, server, s.ID, map[*lease][]int64{own: {ready[0].id}}); err != nil {
+		aside := map[*lease][]int64{own: {ready[0].id}}
+		if err := whereOwned(ctx, present, s.ID, aside, markHeld); err != nil {
 			t.Fatal(err)
 		}
 		due, err := present.dueKeys(ctx, server, s.ID, []int{shard}, 1)

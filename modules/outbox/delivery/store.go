@@ -194,68 +194,46 @@ func (d *Deliverer) owned(ctx context.Context, tx database.Tx, target int, list 
 	return out, err
 }
 
-// setAside marks rows of held keys as held.
-func (d *Deliverer) setAside(ctx context.Context, server string, target int, aside map[*lease][]int64) error {
-	if len(aside) == 0 {
+// whereOwned does something to rows or keys of a target, of those leases that are still the deliverer's.
+func whereOwned[T any](
+	ctx context.Context, d *Deliverer, target int, of map[*lease][]T,
+	do func(ctx context.Context, tx database.Tx, target int, list []T) error,
+) error {
+	if len(of) == 0 {
 		return nil
 	}
-	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
-		owned, err := d.owned(ctx, tx, target, slices.Collect(maps.Keys(aside)))
+	return d.onServer(ctx, d.server.Load(), func(ctx context.Context, tx database.Tx) error {
+		owned, err := d.owned(ctx, tx, target, slices.Collect(maps.Keys(of)))
 		if err != nil {
 			return err
 		}
-		var ids []int64
+		var list []T
 		for l := range owned {
-			ids = append(ids, aside[l]...)
+			list = append(list, of[l]...)
 		}
-		return markHeld(ctx, tx, target, ids)
+		return do(ctx, tx, target, list)
 	})
-	if err != nil {
-		return fmt.Errorf("set aside events of keys that wait: %w", err)
-	}
-	return nil
 }
 
+// markHeld sets rows of held keys aside.
 func markHeld(ctx context.Context, tx database.Tx, target int, ids []int64) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `UPDATE outbox_delivery SET held = true WHERE target = ? AND id IN (?) AND NOT held`,
-		target, database.List(ids))
-	return err
+	return database.Exec(ctx, tx, "set aside events of keys that wait",
+		`UPDATE outbox_delivery SET held = true WHERE target = ? AND id IN (?) AND NOT held`, target, database.List(ids))
 }
 
-// freeKeys deletes held keys without waiting events, of leases that are still this deliverer's. Another owner may
-// just be setting events of such a key aside: without the key, nobody would ever try them again.
-func (d *Deliverer) freeKeys(ctx context.Context, server string, target int, empty map[*lease][]string) error {
-	if len(empty) == 0 {
-		return nil
-	}
-	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
-		owned, err := d.owned(ctx, tx, target, slices.Collect(maps.Keys(empty)))
-		if err != nil {
-			return err
-		}
-		var keys []string
-		for l := range owned {
-			keys = append(keys, empty[l]...)
-		}
-		return forgetKeys(ctx, tx, target, keys)
-	})
-	if err != nil {
-		return fmt.Errorf("free keys of a target: %w", err)
-	}
-	return nil
-}
-
+// forgetKeys deletes held keys without waiting events. The caller has locked their leases: another owner may just be
+// setting events of such a key aside, and without the key nobody would ever try them again.
 func forgetKeys(ctx context.Context, tx database.Tx, target int, keys []string) error {
 	if len(keys) == 0 {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `DELETE FROM outbox_held_key WHERE target = ?1 AND key IN (?2) AND parked_ms IS NULL
+	return database.Exec(ctx, tx, "free keys of a target",
+		`DELETE FROM outbox_held_key WHERE target = ?1 AND key IN (?2) AND parked_ms IS NULL
 		AND NOT EXISTS (SELECT 1 FROM outbox_delivery d WHERE d.target = ?1 AND d.key = outbox_held_key.key AND d.held)`,
 		target, database.List(keys))
-	return err
 }
 
 // errClockJumped says that the times of an outcome are not those of the database's clock any more.

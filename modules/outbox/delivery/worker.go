@@ -510,7 +510,7 @@ func (w *worker) read(ctx context.Context, held map[int]*lease) error {
 	} else {
 		w.depth = minDepth
 	}
-	return w.d.setAside(ctx, w.d.server.Load(), w.subscription().ID, aside)
+	return whereOwned(ctx, w.d, w.subscription().ID, aside, markHeld)
 }
 
 // lull spaces looks that find nothing. Every event of the log wakes all targets, and most want few of
@@ -562,7 +562,7 @@ func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []
 			out = append(out, f)
 		}
 	}
-	return out, w.d.freeKeys(ctx, w.d.server.Load(), id, empty)
+	return out, whereOwned(ctx, w.d, id, empty, forgetKeys)
 }
 
 // save writes the results of attempts, in one transaction, and then decides what comes next.
