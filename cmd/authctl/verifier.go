@@ -41,31 +41,29 @@ func newVerifierList(g *global) *cobra.Command {
 at its last request; one that was not seen for long knows nothing newer. Several processes may
 have the same name: INSTANCE tells them apart. It is random, or the address of one that sends none.`,
 		Example: "  authctl verifier list",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				list, err := auth.Verifiers(ctx, a.db, 24*time.Hour)
-				if err != nil {
-					return err
+		RunE: g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
+			list, err := auth.Verifiers(ctx, a.db, 24*time.Hour)
+			if err != nil {
+				return err
+			}
+			reports, rows := make([]verifierReport, len(list)), make([][]string, len(list))
+			for i, v := range list {
+				reports[i] = verifierReport{v.Name, v.Instance, v.Version, v.Client, v.At, v.Lag.Milliseconds(),
+					v.Keys}
+				keys := "not told"
+				if v.Keys != nil {
+					keys = orDash(strings.Join(v.Keys, ","))
 				}
-				reports, rows := make([]verifierReport, len(list)), make([][]string, len(list))
-				for i, v := range list {
-					reports[i] = verifierReport{v.Name, v.Instance, v.Version, v.Client, v.At, v.Lag.Milliseconds(),
-						v.Keys}
-					keys := "not told"
-					if v.Keys != nil {
-						keys = orDash(strings.Join(v.Keys, ","))
-					}
-					seen := v.Ago.Round(time.Second).String() + " ago"
-					lag := v.Lag.Round(time.Millisecond).String()
-					rows[i] = []string{v.Name, orDash(v.Instance), orDash(v.Version), v.Client, seen, lag, keys}
-				}
-				if len(rows) == 0 && g.output != "json" {
-					_, err := fmt.Fprintln(cmd.ErrOrStderr(), "no verifier was seen in the last day")
-					return err
-				}
-				heading := []string{"NAME", "INSTANCE", "VERSION", "CLIENT", "LAST SEEN", "LAG", "KEYS"}
-				return g.table(cmd.OutOrStdout(), reports, heading, rows)
-			})
-		},
+				seen := v.Ago.Round(time.Second).String() + " ago"
+				lag := v.Lag.Round(time.Millisecond).String()
+				rows[i] = []string{v.Name, orDash(v.Instance), orDash(v.Version), v.Client, seen, lag, keys}
+			}
+			if len(rows) == 0 && g.output != "json" {
+				_, err := fmt.Fprintln(a.cmd.ErrOrStderr(), "no verifier was seen in the last day")
+				return err
+			}
+			heading := []string{"NAME", "INSTANCE", "VERSION", "CLIENT", "LAST SEEN", "LAG", "KEYS"}
+			return g.table(a.cmd.OutOrStdout(), reports, heading, rows)
+		}),
 	}
 }
