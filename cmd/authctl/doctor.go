@@ -612,21 +612,27 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 			list = append(list, doubtful(found, "events wait, and go on by themselves once the target is back"))
 		}
 	}
+	return append(list, checkWaiting(st, len(outages)))
+}
+
+// checkWaiting says what the events that wait mean. Before the first event nobody needs a relay.
+func checkWaiting(st outbox.State, outages int) finding {
 	waits := count(int(st.Pending), "event waits", "events wait")
 	if st.OldestAge > 0 { // not one that is sent again
 		waits += fmt.Sprintf(", the oldest for %s", st.OldestAge.Round(time.Second))
 	}
+	const start = "start authctl serve or authctl relay"
 	switch {
+	case st.Pending == 0 && len(st.Relays) == 0 && st.LastID > 0:
+		return doubtful("nothing waits, but no relay runs, and the next event will wait", start)
 	case st.Pending == 0:
-		list = append(list, fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run")))
-	case len(st.Relays) == 0 && len(outages) == 0:
-		list = append(list, doubtful(waits+", and no relay runs", "start authctl serve or authctl relay"))
-	case st.OldestAge > time.Minute && len(outages) == 0:
-		list = append(list, doubtful(waits, "see the log of the relays"))
-	default:
-		list = append(list, fine("%s", waits))
+		return fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run"))
+	case len(st.Relays) == 0 && outages == 0:
+		return doubtful(waits+", and no relay runs", start)
+	case st.OldestAge > time.Minute && outages == 0:
+		return doubtful(waits, "see the log of the relays")
 	}
-	return list
+	return fine("%s", waits)
 }
 
 // targetFits compares the target of the settings with the outbox's. A serve that leaves events to

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -127,5 +128,25 @@ func TestDoctorNamesSeveralServersThatTakeWrites(t *testing.T) {
 	}
 	if found := complaints(a); found != nil {
 		t.Errorf("one server: %q", found)
+	}
+}
+
+func TestDoctorMissesARelayBeforeEventsWait(t *testing.T) {
+	t.Parallel()
+	relays := []outbox.RelayState{{Name: "vm/1"}}
+	for name, test := range map[string]struct {
+		state outbox.State
+		want  finding
+	}{
+		"new":     {outbox.State{}, fine("nothing waits; 0 relays run")},
+		"at work": {outbox.State{LastID: 7, Relays: relays}, fine("nothing waits; 1 relay runs")},
+		"no relay": {outbox.State{LastID: 7}, doubtful("nothing waits, but no relay runs, and the next event will wait",
+			"start authctl serve or authctl relay")},
+		"waiting": {outbox.State{LastID: 7, Pending: 2, OldestAge: 3 * time.Second},
+			doubtful("2 events wait, the oldest for 3s, and no relay runs", "start authctl serve or authctl relay")},
+	} {
+		if got := checkWaiting(test.state, 0); got != test.want {
+			t.Errorf("%s: %+v, want %+v", name, got, test.want)
+		}
 	}
 }
