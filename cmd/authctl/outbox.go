@@ -78,7 +78,7 @@ type statusReport struct {
 func (o *statusOptions) run(ctx context.Context, a *app, _ []string) error {
 	tick := time.NewTicker(o.every)
 	defer tick.Stop()
-	for {
+	for away := false; ; {
 		st, err := outbox.Status(ctx, a.db)
 		var others []outbox.DeliveryState
 		if err == nil {
@@ -88,10 +88,15 @@ func (o *statusOptions) run(ctx context.Context, a *app, _ []string) error {
 		case o.watch && ctx.Err() != nil:
 			return nil
 		case o.watch && database.IsUnavailable(err): // who watches wants to see it come back
-			fmt.Fprintln(a.cmd.ErrOrStderr(), harmless(err.Error()))
+			if stderr := a.cmd.ErrOrStderr(); !away {
+				words := strings.Join(strings.Fields(harmless(err.Error())), " ") + "; this goes on when it is back"
+				fmt.Fprintln(stderr, strings.Join(wrap(words, terminalWidth(stderr)), "\n"))
+			}
+			away = true
 		case err != nil:
 			return err
 		default:
+			away = false
 			if err := o.print(a.cmd.OutOrStdout(), st, others); err != nil || !o.watch {
 				return err
 			}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -161,6 +162,48 @@ func TestStatusSaysWhatToDoWithoutRelays(t *testing.T) {
 				t.Errorf("a line of %d characters: %s", n, row)
 			}
 		}
+	}
+}
+
+// Who watches sees the last state, that the database is away, once, and the state again when it is back.
+func TestAWatcherIsToldOnceThatTheDatabaseIsAway(t *testing.T) {
+	t.Chdir(t.TempDir())
+	server := outboxtest.StartPostgres(t)
+	t.Setenv("DATABASE_URL", server.URL)
+	if code := run(t.Context(), []string{"migrate", "up"}, strings.NewReader(""), io.Discard, io.Discard); code != exitDone {
+		t.Fatal("the database is not migrated")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out, stderr := &background{}, &background{}
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, []string{"outbox", "status", "--watch", "--every", "100ms", "-o", "json"},
+			strings.NewReader(""), out, stderr)
+	}()
+	another := func() {
+		t.Helper()
+		before := strings.Count(out.String(), "\n")
+		if !poll(func() bool { return strings.Count(out.String(), "\n") > before }) {
+			t.Fatalf("no state is shown: %s", stderr)
+		}
+	}
+	for i := range 2 {
+		another()
+		server.Crash(t)
+		if !poll(func() bool { return strings.Count(stderr.String(), "\n") > i }) {
+			t.Fatal("the database is away, and nothing says so")
+		}
+		server.Start(t)
+		another()
+	}
+	stop()
+	if code := <-ended; code != exitDone {
+		t.Errorf("it ends with %d", code)
+	}
+	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+	if len(lines) != 2 || !strings.HasSuffix(lines[0], "; this goes on when it is back") {
+		t.Errorf("two times the database was away, and it says %q", lines)
 	}
 }
 
