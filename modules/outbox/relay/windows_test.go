@@ -253,6 +253,10 @@ func TestNothingIsDoneToAnotherServerBehindAPooler(t *testing.T) {
 	s := opened(t, db)
 	outboxtest.AddKeys(t, direct, "a", "a", "a")
 	before, sent := server(t, db), read(t, s, 10, 1<<20)
+	stable := schema.StableWatermark{DB: db}
+	if _, err := stable.Advance(t.Context(), before); err != nil || stable.ID != 3 || stable.Server != before {
+		t.Errorf("the watermark is %d of %s, %v", stable.ID, stable.Server, err)
+	}
 	// The connection that has been used is kept, and others take what fails while the server is away.
 	engine.Crash(t)
 	engine.Start(t)
@@ -263,6 +267,9 @@ func TestNothingIsDoneToAnotherServerBehindAPooler(t *testing.T) {
 	_, err := s.pendingOf(t.Context(), before, []int{sent[0].shard}, []int64{0}, 10, 1<<20)
 	if !errors.Is(err, errOtherServer) {
 		t.Errorf("read: %v", err)
+	}
+	if _, err := stable.Advance(t.Context(), before); err != nil || stable.Server == before {
+		t.Errorf("the watermark is %d of the server of before, %v", stable.ID, err)
 	}
 	if left := read(t, s, 10, 1<<20); ids(left) != "[1 2 3]" {
 		t.Errorf("left %v", ids(left))
