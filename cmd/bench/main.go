@@ -120,7 +120,7 @@ func run(ctx context.Context, o options, parts []string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, restore()) }()
+	defer func() { err = errors.Join(err, restore(), os.RemoveAll(built)) }()
 	var r report
 	for _, part := range all {
 		if len(parts) > 0 && !slices.Contains(parts, part.name) || len(parts) == 0 && part.named {

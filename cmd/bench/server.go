@@ -42,13 +42,15 @@ type server struct {
 	stop    func() error
 }
 
+// built is the folder of the binary; empty: none was built.
+var built string
+
 // binary builds authctl once.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "authctl-bench-")
-	if err != nil {
+var binary = sync.OnceValues(func() (_ string, err error) {
+	if built, err = os.MkdirTemp("", "authctl-bench-"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "authctl")
+	path := filepath.Join(built, "authctl")
 	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "github.com/toppira/authctl/cmd/authctl")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
