@@ -288,7 +288,6 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	}
 	r.server.Store(res.server)
 	r.clock.Store(res.nowMS - r.now().UnixMilli())
-	r.living = res.living
 	for _, id := range res.released {
 		if sh := r.held[id]; sh != nil {
 			sh.lost.Store(true)

@@ -70,8 +70,7 @@ type Relay struct {
 	all     bool         // any shard may
 	held    map[int]*shard
 	workers []partitionWorker // by partition
-	living  int
-	batches int64 // made so far
+	batches int64             // made so far
 	queue   []*ack
 	rate    rate
 
