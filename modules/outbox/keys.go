@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// mostKeys is how many keys are worth naming: relays look at more of them as fast as at all.
+// mostKeys is how many keys are worth naming: with more of them, a relay that looks at all keys is as fast.
 const mostKeys = 16
 
 // Keys are the keys of the events that [Add] wrote to the log with a context of [WithKeys].

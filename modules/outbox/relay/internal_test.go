@@ -337,6 +337,9 @@ func TestANotificationNamesKeys(t *testing.T) {
 	if got := hashesIn(w.payload()); !slices.Equal(got, want) {
 		t.Errorf("hashes %v, want %v", got, want)
 	}
+	if len(w.dirty) > 0 {
+		t.Error("another notification would follow, with nothing to name")
+	}
 	w.Wake("a")
 	w.Wake()
 	w.Wake("b")

@@ -64,8 +64,8 @@ func (w *Waker) Wake(keys ...string) {
 	if len(keys) == 0 || len(w.hashes) > mostHashes {
 		w.hashes, w.all = nil, true
 	}
-	w.mu.Unlock()
 	poke(w.dirty)
+	w.mu.Unlock()
 }
 
 func (w *Waker) wakeLocal(hashes []int32) {
@@ -80,6 +80,10 @@ func (w *Waker) wakeLocal(hashes []int32) {
 func (w *Waker) payload() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	select {
+	case <-w.dirty: // what it stands for is in the payload
+	default:
+	}
 	hashes, all := w.hashes, w.all
 	if w.hashes, w.all = nil, false; all {
 		return ""
