@@ -44,6 +44,8 @@ func benchFlood(ctx context.Context, o options, r *report) (err error) {
 		r.rate(fmt.Sprintf("sign-in, %d connections (shed %d, failed %d)", f.workers, f.shed, f.failed),
 			mean(f.signIns), mean(f.hashing), "bare bcrypt", 0.9)
 		r.steady(slices.Max(f.hashing) / slices.Min(f.hashing))
+		r.rate("the same, of what hashing has beside the same requests", mean(f.signIns), mean(f.beside),
+			"bare bcrypt beside them", 0)
 		for i, p := range f.loud {
 			for _, q := range []float64{0.5, 0.99} {
 				unloaded := quantile(slices.Concat(quiet[i].took...), q)
@@ -66,13 +68,14 @@ func benchFlood(ctx context.Context, o options, r *report) (err error) {
 
 // flooding is what was measured at a number of connections, by turn.
 type flooding struct {
-	workers          int
-	signIns, hashing []float64 // a second
-	shed, failed     int64
-	loud             []probe
+	workers                  int
+	signIns, hashing, beside []float64 // a second; the last two: bare hashing alone and beside the probes
+	shed, failed             int64
+	loud                     []probe
 }
 
-// flood takes one turn: bare hashing, the probes alone, the probes during a flood.
+// flood takes one turn: bare hashing, the probes alone, bare hashing beside the probes, the probes during a
+// flood.
 func (s *server) flood(ctx context.Context, o options, f *flooding, names []string, list []tokens,
 	quiet []probe) error {
 	if f.loud == nil {
@@ -83,6 +86,10 @@ func (s *server) flood(ctx context.Context, o options, f *flooding, names []stri
 		return err
 	}
 	probeAll(quiet, o.duration)
+	beside, err := s.hashingBeside(o, list)
+	if err != nil {
+		return err
+	}
 	var come floodResult
 	var failed error
 	var group sync.WaitGroup
@@ -92,9 +99,19 @@ func (s *server) flood(ctx context.Context, o options, f *flooding, names []stri
 	time.Sleep(500 * time.Millisecond) // until the flood has begun
 	probeAll(f.loud, o.duration)
 	group.Wait()
-	f.hashing, f.signIns = append(f.hashing, bare), append(f.signIns, come.Rate)
+	f.hashing, f.beside, f.signIns = append(f.hashing, bare), append(f.beside, beside), append(f.signIns, come.Rate)
 	f.shed, f.failed = f.shed+come.Shed, f.failed+come.Failed
 	return failed
+}
+
+// hashingBeside is bare hashing while the probes run: what they leave to a flood. Its threads have the
+// priority of those of serve.
+func (s *server) hashingBeside(o options, list []tokens) (rate float64, err error) {
+	var group sync.WaitGroup
+	group.Go(func() { probeAll(s.probes(list), o.duration) })
+	rate, err = bareHashing(o.cost, o.duration)
+	group.Wait()
+	return rate, err
 }
 
 func mean(list []float64) (m float64) {
