@@ -114,15 +114,18 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 	if err != nil {
 		return r, err
 	}
+	refused := s.mayRefresh(st, t.SessionID())
 	rec, err := s.sessions.Get(ctx, t.UserID(), t.SessionID())
 	switch {
-	case st.revoked || err == nil && !st.live(rec.ID, rec.Epoch),
+	case errors.Is(refused, ErrSessionRevoked), err == nil && !st.live(rec.ID, rec.Epoch),
 		errors.Is(err, session.ErrNotFound) && st.endedWithAll(t.SessionID()):
 		r.Verdict = "session revoked"
 	case errors.Is(err, session.ErrNotFound):
 		r.Verdict = "session expired, or ended because a refresh token was used twice"
 	case err != nil:
 		return r, err
+	case refused != nil:
+		r.Verdict = "session expired"
 	case !rec.Accepts(t):
 		r.Verdict = fmt.Sprintf("replaced: the session is at generation %d", rec.Generation)
 	default:

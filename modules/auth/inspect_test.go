@@ -1,6 +1,10 @@
 package auth
 
-import "testing"
+import (
+	"errors"
+	"testing"
+	"time"
+)
 
 // However a session was ended, the inspection says of both its tokens that the session was revoked.
 func TestInspectionSaysWhyATokenOfAnEndedSessionIsRefused(t *testing.T) {
@@ -42,4 +46,32 @@ func TestInspectionSaysWhyATokenOfAnEndedSessionIsRefused(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A session that is older than a lowered auth.session_max_age cannot be refreshed, and everything says so.
+func TestASessionThatIsTooOldIsExpiredEverywhere(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		who := env.caller(t, tokens)
+		other := env.caller(t, env.signIn(t, name))
+		env.cfg.SessionMaxAge = time.Nanosecond
+		lowered := env.another(t)
+		if _, err := lowered.Refresh(t.Context(), tokens.RefreshToken, phone()); !errors.Is(err, ErrSessionExpired) {
+			t.Errorf("the refresh: %v", err)
+		}
+		if r, err := lowered.InspectToken(t.Context(), tokens.RefreshToken); err != nil || r.Valid ||
+			r.Verdict != "session expired" {
+			t.Errorf("the inspection: %+v, %v", r, err)
+		}
+		if _, active, err := lowered.Introspect(t.Context(), tokens.RefreshToken); err != nil || active {
+			t.Errorf("the introspection: active %v, %v", active, err)
+		}
+		if list, err := lowered.Sessions(t.Context(), who); err != nil || len(list) > 0 {
+			t.Errorf("the list: %v, %v", list, err)
+		}
+		if err := lowered.EndSession(t.Context(), other, who.SessionID); !errors.Is(err, ErrSessionNotFound) {
+			t.Errorf("ending it: %v", err)
+		}
+	})
 }

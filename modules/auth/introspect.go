@@ -92,7 +92,7 @@ func (s *Service) introspectRefresh(ctx context.Context, text string) (Introspec
 	if err != nil {
 		return Introspection{}, false, err
 	}
-	if !rec.Accepts(t) || !st.live(rec.ID, rec.Epoch) || s.tooOld(rec.ID) {
+	if !rec.Accepts(t) || !st.live(rec.ID, rec.Epoch) || s.mayRefresh(st, rec.ID) != nil {
 		return Introspection{}, false, nil
 	}
 	return Introspection{

@@ -63,10 +63,9 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 		return Tokens{}, ErrSessionRevoked
 	case err != nil:
 		return Tokens{}, err
-	case st.user.Status != StatusActive || st.revoked:
-		return Tokens{}, ErrSessionRevoked
-	case s.tooOld(sid):
-		return Tokens{}, ErrSessionExpired
+	}
+	if err := s.mayRefresh(st, sid); err != nil {
+		return Tokens{}, err
 	}
 	if shared {
 		if rec, err := s.sessions.Get(ctx, userID, sid); err == nil && s.isFresh(rec, presented) &&

@@ -184,7 +184,7 @@ func (s *Service) removeEnded(ctx context.Context, userID uuid.UUID) (bool, erro
 		return false, err
 	}
 	for _, one := range live {
-		if s.tooOld(one.ID) {
+		if one.expired {
 			ended[userID] = append(ended[userID], one.ID)
 		}
 	}

@@ -24,8 +24,9 @@ type Session struct {
 	ExpiresAt  time.Time `json:"expires_at"` // unless it is refreshed before
 	Current    bool      `json:"current"`    // the one that asks
 
-	epoch int64     // of the account when it began
-	ends  time.Time // whatever is done
+	epoch   int64     // of the account when it began
+	ends    time.Time // whatever is done
+	expired bool      // see [Service.mayRefresh]
 }
 
 // SessionFilter selects among the sessions in the store. Zero fields select everything.
@@ -121,6 +122,7 @@ func (s *Service) compare(ctx context.Context,
 	live, ended = make([]Session, 0, len(records)), make(map[uuid.UUID][]uuid.UUID)
 	for _, r := range records {
 		a, found := accounts[r.UserID]
+		st := a.sessionState(revoked[r.ID])
 		_, announced := begun[r.ID]
 		switch {
 		case !found:
@@ -128,13 +130,13 @@ func (s *Service) compare(ctx context.Context,
 			if s.now().Sub(began(r.ID)) > tentativeFor {
 				ended[r.UserID] = append(ended[r.UserID], r.ID)
 			}
-		case !a.sessionState(revoked[r.ID]).live(r.ID, r.Epoch):
+		case !st.live(r.ID, r.Epoch):
 			ended[r.UserID] = append(ended[r.UserID], r.ID)
 		default:
 			live = append(live, Session{
 				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent,
 				IP: r.IP, CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
-				epoch: r.Epoch, ends: r.ExpiresAt,
+				epoch: r.Epoch, ends: r.ExpiresAt, expired: s.mayRefresh(st, r.ID) != nil,
 			})
 		}
 	}

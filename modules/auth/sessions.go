@@ -27,7 +27,7 @@ func (s *Service) SessionsOf(ctx context.Context, userID uuid.UUID) ([]Session, 
 		return nil, err
 	}
 	live, err := s.live(ctx, records)
-	return slices.DeleteFunc(live, func(one Session) bool { return s.tooOld(one.ID) }), err
+	return slices.DeleteFunc(live, func(one Session) bool { return one.expired }), err
 }
 
 // EndSession ends one session of the caller. For another user's session it returns
@@ -68,7 +68,7 @@ func (s *Service) ownerOf(ctx context.Context, suspected, sid uuid.UUID) (uuid.U
 	if errors.Is(err, ErrUserNotFound) {
 		return uuid.Nil, ErrSessionNotFound
 	}
-	if err == nil && (!a.sessionState(false).live(sid, b.epoch) || s.tooOld(sid)) {
+	if st := a.sessionState(false); err == nil && (!st.live(sid, b.epoch) || s.mayRefresh(st, sid) != nil) {
 		return uuid.Nil, ErrSessionNotFound
 	}
 	return b.userID, err

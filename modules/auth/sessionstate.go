@@ -18,11 +18,11 @@ type sessionState struct {
 	user    User
 	epoch   int64
 	keptSID uuid.NullUUID
-	revoked bool      // this session, by name
+	revoked bool      // this session, by its id
 	endedAt time.Time // when sessions were last ended all at once; zero for never
 }
 
-// sessionState is what the account says of a session that is, or is not, revoked by name.
+// sessionState is what the account says of a session that is, or is not, revoked by its id.
 func (a account) sessionState(revoked bool) sessionState {
 	return sessionState{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked}
 }
@@ -44,9 +44,20 @@ func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
 
 // tooOld reports whether a session is beyond auth.session_max_age as it is now. The store holds
 // sessions to the age that was set when they began. When it was lowered since, the database may
-// have forgotten that the session was revoked (see writeRevocation), and the store not.
+// have forgotten that the session was revoked (see writeRevocations), and the store not.
 func (s *Service) tooOld(sid uuid.UUID) bool {
 	return !s.now().Before(began(sid).Add(s.cfg.SessionMaxAge))
+}
+
+// mayRefresh returns why no refresh token of the session is accepted, by what the database says; nil if one may be.
+func (s *Service) mayRefresh(st sessionState, sid uuid.UUID) error {
+	switch {
+	case st.user.Status != StatusActive || st.revoked:
+		return ErrSessionRevoked
+	case s.tooOld(sid):
+		return ErrSessionExpired
+	}
+	return nil
 }
 
 // stillLive refuses a caller whose session has ended since it was authenticated. It is checked

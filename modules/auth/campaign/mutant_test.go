@@ -124,7 +124,7 @@ var mutants = []mutant{
 	{"a revocation that is not asked for", []replacement{
 		{authDir + "sessionstate.go", "	return st.user.Status == StatusActive && !st.revoked &&\n",
 			"	return st.user.Status == StatusActive &&\n"},
-		{authDir + "refresh.go", "case st.user.Status != StatusActive || st.revoked:",
+		{authDir + "sessionstate.go", "case st.user.Status != StatusActive || st.revoked:",
 			"case st.user.Status != StatusActive:"},
 	}, on("sqlite", endsHold)},
 	{"an end without its event", []replacement{{authDir + "session.go",
