@@ -331,7 +331,7 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 		cookies := cookiesOf(r.Do.Out(), strconv.Itoa(status))
 		own := cookies != nil ||
 			slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
-		if name := w.responseName(status, codes); !own {
+		if name := w.responseName(r, status, codes); !own {
 			if w.components.Responses[name] == nil {
 				w.components.Responses[name] = &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)}
 			}
@@ -347,10 +347,22 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 	return nil
 }
 
+// problemName makes a name out of the codes of a status. More than two, unless they are all of the identity and so of
+// many operations, go under the name of the operation: it stays when a code is added.
+func problemName(r httpserver.Route, status int, codes []string) string {
+	own := slices.ContainsFunc(codes, func(code string) bool {
+		return !slices.ContainsFunc(r.Do.IdentityFaults(), func(f *fault.Fault) bool { return f.Code == code })
+	})
+	if own && len(codes) > 2 {
+		return componentName([]string{r.ID}) + strings.ReplaceAll(http.StatusText(status), " ", "")
+	}
+	return componentName(codes)
+}
+
 // responseName names the response for the codes of a status; a code that has several statuses
 // is told apart by them.
-func (w *writer) responseName(status int, codes []string) string {
-	name := componentName(codes)
+func (w *writer) responseName(r httpserver.Route, status int, codes []string) string {
+	name := problemName(r, status, codes)
 	if first, taken := w.statuses[name]; taken && first != status {
 		return name + strconv.Itoa(status)
 	}
@@ -385,7 +397,7 @@ func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.Sche
 	}
 	answer := w.refusal(strings.Join(words, " "), status)
 	answer.Content = openapi3.Content{"application/problem+json": &openapi3.MediaType{
-		Schema: w.narrowed(componentName(names)+"Problem", problem, "code", codes), Examples: examples,
+		Schema: w.narrowed(problemName(r, status, names)+"Problem", problem, "code", codes), Examples: examples,
 	}}
 	if status == http.StatusUnsupportedMediaType {
 		answer.Headers["Accept-Encoding"] = uncompressed()

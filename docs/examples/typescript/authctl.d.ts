@@ -263,7 +263,7 @@ export interface paths {
         put?: never;
         /**
          * Set a new password with the code or the link
-         * @description Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries. Second factors stay.
+         * @description Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries.
          */
         post: operations["resetPassword"];
         delete?: never;
@@ -520,10 +520,6 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessionsProblem: components["schemas"]["Problem"] & {
-            /** @enum {string} */
-            code?: "account_disabled" | "contact_unverified" | "origin_not_allowed" | "too_many_sessions";
-        };
         AddedContact: {
             /** @example alice@example.com */
             address: string;
@@ -727,14 +723,6 @@ export interface components {
             /** @enum {string} */
             code?: "invalid_credentials";
         };
-        InvalidRefreshTokenOrInvalidTokenOrMissingTokenProblem: components["schemas"]["Problem"] & {
-            /** @enum {string} */
-            code?: "invalid_refresh_token" | "invalid_token" | "missing_token";
-        };
-        InvalidRefreshTokenOrRefreshTokenReusedOrSessionExpiredOrSessionRevokedProblem: components["schemas"]["Problem"] & {
-            /** @enum {string} */
-            code?: "invalid_refresh_token" | "refresh_token_reused" | "session_expired" | "session_revoked";
-        };
         InvalidTokenOrMissingTokenOrSessionRevokedProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "invalid_token" | "missing_token" | "session_revoked";
@@ -781,6 +769,10 @@ export interface components {
         KeySet: {
             keys: components["schemas"]["Key"][];
         };
+        LoginForbiddenProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "account_disabled" | "contact_unverified" | "origin_not_allowed" | "too_many_sessions";
+        };
         LoginRequest: {
             /**
              * @description Shown in the list of sessions; derived from the user agent if absent.
@@ -803,13 +795,17 @@ export interface components {
              */
             username: string;
         };
+        LogoutBadRequestProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "malformed_request" | "two_refresh_tokens" | "validation_failed";
+        };
         LogoutRequest: {
             /** @example art_AQ */
             refresh_token?: string;
         };
-        MalformedRequestOrTwoRefreshTokensOrValidationFailedProblem: components["schemas"]["Problem"] & {
+        LogoutUnauthorizedProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
-            code?: "malformed_request" | "two_refresh_tokens" | "validation_failed";
+            code?: "invalid_refresh_token" | "invalid_token" | "missing_token";
         };
         MalformedRequestOrValidationFailedProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -1029,12 +1025,20 @@ export interface components {
              */
             type: string;
         };
+        RefreshBadRequestProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "malformed_request" | "two_refresh_tokens" | "validation_failed";
+        };
         RefreshRequest: {
             /**
              * @description Leave it out if it is kept in the cookie.
              * @example art_AQ
              */
             refresh_token?: string;
+        };
+        RefreshUnauthorizedProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "invalid_refresh_token" | "refresh_token_reused" | "session_expired" | "session_revoked";
         };
         RegisterRequest: {
             /**
@@ -1259,23 +1263,6 @@ export interface components {
         };
     };
     responses: {
-        /** @description `account_disabled`: The account is disabled. `contact_unverified`: No contact of the account is verified. `origin_not_allowed`: Pages of this origin may not use the cookie. `too_many_sessions`: The account has as many sessions as it may. */
-        AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessions: {
-            headers: {
-                /** @description Errors are never cached. */
-                "Cache-Control": "no-store";
-                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                Vary: components["headers"]["Vary"];
-                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                "X-Request-Id": components["headers"]["X-Request-Id"];
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessionsProblem"];
-            };
-        };
         /** @description `body_too_large`: The body is too large. */
         BodyTooLarge: {
             headers: {
@@ -1465,6 +1452,23 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["InvalidTokenOrMissingTokenOrSessionRevokedProblem"];
+            };
+        };
+        /** @description `account_disabled`: The account is disabled. `contact_unverified`: No contact of the account is verified. `origin_not_allowed`: Pages of this origin may not use the cookie. `too_many_sessions`: The account has as many sessions as it may. */
+        LoginForbidden: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["LoginForbiddenProblem"];
             };
         };
         /** @description `malformed_request`: The request cannot be understood. */
@@ -2319,7 +2323,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InvalidCredentials"];
-            403: components["responses"]["AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessions"];
+            403: components["responses"]["LoginForbidden"];
             408: components["responses"]["RequestTimeout"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
@@ -2371,7 +2375,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["MalformedRequestOrTwoRefreshTokensOrValidationFailedProblem"];
+                    "application/problem+json": components["schemas"]["LogoutBadRequestProblem"];
                 };
             };
             /** @description `invalid_refresh_token`: The refresh token is not valid. `invalid_token`: The access token is not valid. `missing_token`: An access token is needed. */
@@ -2392,7 +2396,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["InvalidRefreshTokenOrInvalidTokenOrMissingTokenProblem"];
+                    "application/problem+json": components["schemas"]["LogoutUnauthorizedProblem"];
                 };
             };
             403: components["responses"]["OriginNotAllowed"];
@@ -2800,7 +2804,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["MalformedRequestOrTwoRefreshTokensOrValidationFailedProblem"];
+                    "application/problem+json": components["schemas"]["RefreshBadRequestProblem"];
                 };
             };
             /** @description `invalid_refresh_token`: The refresh token is not valid. `refresh_token_reused`: The refresh token was used before; the session was ended. `session_expired`: The session has expired. `session_revoked`: The session was ended. */
@@ -2821,7 +2825,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["InvalidRefreshTokenOrRefreshTokenReusedOrSessionExpiredOrSessionRevokedProblem"];
+                    "application/problem+json": components["schemas"]["RefreshUnauthorizedProblem"];
                 };
             };
             403: components["responses"]["OriginNotAllowed"];

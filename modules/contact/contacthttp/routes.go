@@ -71,11 +71,10 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 			Do: httpserver.Public(a.forgot), Faults: []*fault.Fault{auth.ErrTooManyAttempts, auth.ErrOverloaded},
 		}, {
 			Method: "POST", Path: "/api/v1/auth/password/reset", ID: "resetPassword", Group: group, Status: 204,
-			Summary: "Set a new password with the code or the link",
-			Success: "The password is set, and every session has ended.",
-			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries. " +
-				"Second factors stay.",
-			Do: httpserver.PublicDo(a.reset), Faults: guessing,
+			Summary:     "Set a new password with the code or the link",
+			Success:     "The password is set, and every session has ended.",
+			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries.",
+			Do:          httpserver.PublicDo(a.reset), Faults: guessing,
 		}, {
 			Method: "POST", Path: "/api/v1/auth/undo", ID: "undoChange", Group: group, Status: 204,
 			Summary: "Undo a change with the link of its notice", Success: "Everything is undone.",
