@@ -59,7 +59,7 @@ const lockKey = 0x6175746863746c // "authctl"
 // retryLock is how often a lock that somebody has is asked for.
 const retryLock = 50 * time.Millisecond
 
-// locked runs fn on one connection, in one transaction that no other migration runs beside. On
+// locked runs fn on one connection, in one transaction, and no other migration at the same time. On
 // PostgreSQL the lock is the transaction's and ends with it: a pooler that gives each
 // transaction another connection cannot leave it behind, and nor can a killed process. It is
 // the number that earlier releases lock for their sessions, so they wait for each other.

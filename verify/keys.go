@@ -102,7 +102,7 @@ func (k *keyring) ask() chan struct{} {
 }
 
 // renew fetches the keys at once and waits for that, but not for long: the database of the issuer is
-// another one than before, and keys may be gone of which nothing says that they were revoked.
+// another one than before, and keys may be gone although nothing says that they were revoked.
 func (k *keyring) renew(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, firstWait)
 	defer cancel()

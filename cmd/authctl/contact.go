@@ -52,7 +52,7 @@ func (e *emailFlag) add(cmd *cobra.Command) {
 	cobra.CheckErr(cmd.MarkFlagRequired("email"))
 }
 
-// find returns the contact of the account with the address, for a change of which others get a notice.
+// find returns the contact of the account with the address, for a change that others get a notice of.
 func (e *emailFlag) find(ctx context.Context, a *app, u auth.User) (contact.Contact, error) {
 	if err := a.checkSecret(ctx); err != nil { // the notice is sealed
 		return contact.Contact{}, err

@@ -84,7 +84,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return code
 }
 
-// taskOf is what a command does in the database, of which each role may do a part.
+// taskOf says which work in the database a command does. Each role may do a part of it.
 func taskOf(cmd *cobra.Command) database.Task {
 	group, _, _ := strings.Cut(strings.TrimPrefix(cmd.CommandPath(), "authctl "), " ")
 	switch group {

@@ -90,8 +90,7 @@ func nameOf(agent string) string {
 	return Printable(ua.Name+" on "+on, maxDeviceName)
 }
 
-// Printable makes a foreign text safe to show: without characters that are not printable, and at most so many of
-// the others.
+// Printable makes a text from outside safe to show: it keeps printable characters only, and at most so many.
 func Printable(text string, most int) string {
 	var b strings.Builder
 	n := 0

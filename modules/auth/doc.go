@@ -36,4 +36,6 @@
 //	sessiontable.go  the rows of sessions that have begun or were revoked
 //	sessionlist.go   finds records in the session store, and leaves out those that have ended
 //	sessions.go      what owners ask for: list their sessions, end one or all
+//
+// What clients and operators end is in revoke.go.
 package auth

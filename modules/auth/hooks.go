@@ -16,8 +16,8 @@ import (
 // the change. A nil one is not called.
 type Hooks struct {
 	// Waits says that the sign-in of a new account waits for something: [Service.Register] makes the
-	// account, signs nobody in and returns what Admit does. An error that names a challenge is no
-	// refusal then: the account exists.
+	// account, signs nobody in and returns what Admit does. An error that names a challenge does not
+	// mean a refusal then: the account exists.
 	Waits bool
 	// CheckNew adds to the fault what is wrong with a new account, before anything is hashed.
 	CheckNew func(invalid *fault.Fault, username string, contact NewContact) *fault.Fault
@@ -34,8 +34,8 @@ type Hooks struct {
 	Admit func(ctx context.Context, u User, dev Device) error
 	// SignedIn is called when a session begins. known says that the device is known to the account.
 	SignedIn func(ctx context.Context, tx database.Tx, u User, dev Device, known bool) error
-	// PasswordChanged is called when the password of an account has been changed from a device, or by
-	// an operator, of whom none is known.
+	// PasswordChanged is called when the password of an account has been changed. dev is empty if an
+	// operator did it.
 	PasswordChanged func(ctx context.Context, tx database.Tx, u User, dev Device) error
 	// Deleted is called when an account has been deleted.
 	Deleted func(ctx context.Context, tx database.Tx, userID uuid.UUID) error

@@ -7,8 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// LogoutRefresh ends the session of a refresh token, of which any that this service made will do,
-// also an older one. It is idempotent; [ErrInvalidRefreshToken] is for what never was such a token.
+// LogoutRefresh ends the session of a refresh token. Any that this service made will do, also an
+// older one. It is idempotent; [ErrInvalidRefreshToken] is for what never was such a token.
 func (s *Service) LogoutRefresh(ctx context.Context, text string) error {
 	t, err := s.codec.Parse(text)
 	if err != nil {

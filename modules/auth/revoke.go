@@ -37,8 +37,8 @@ func (s *Service) Revoke(ctx context.Context, text string) error {
 
 // Revoked counts what [Service.RevokeSessions] has ended.
 type Revoked struct {
-	Accounts int // of which every session ended, by an AllSessionsRevoked each
-	Sessions int // ended one by one, by a SessionRevoked each
+	Accounts int // whose sessions all ended, with an AllSessionsRevoked for each account
+	Sessions int // that ended one by one, with a SessionRevoked each
 	// LastAccount is the account that was done last: an interrupted revocation of everybody continues
 	// after it, with [SessionFilter.AfterAccount].
 	LastAccount uuid.UUID
@@ -51,8 +51,8 @@ const revokeBatch = 100
 // RevokeSessions ends the sessions that the filter selects on an operator's behalf. Every server
 // refuses their tokens from the commit on, which includes the events.
 //
-// Everybody, and a user alone, end by the epoch of the account, whatever the session store has, and
-// without it. A session selected by its id ends also when the store has lost it. All others are
+// For everybody, and for a user alone, the epoch of the account ends the sessions, whatever the session store has,
+// and without it. A session selected by its id ends also when the store has lost it. All others are
 // selected from the store; when it has lost sessions that the filter may select, the error is a
 // [RecordsLostError].
 //
@@ -161,7 +161,7 @@ func (s *Service) revokeFound(ctx context.Context, f SessionFilter) (done Revoke
 	return done, err
 }
 
-// revokeLost ends a session selected by its id of which the store has no record.
+// revokeLost ends a session that was selected by its id and has no record in the store.
 func (s *Service) revokeLost(ctx context.Context, f SessionFilter) (int, error) {
 	b, err := begunSession(ctx, s.db, f.ID.UUID)
 	if errors.Is(err, ErrSessionNotFound) || err == nil && f.UserID.Valid && f.UserID.UUID != b.userID {

@@ -30,7 +30,7 @@ func (s *Service) recordBegun(ctx context.Context, tx database.IDB, b begun) err
 		b.sid, b.userID, b.epoch, b.at, s.sessionTokensEnd(b.at))
 }
 
-// begunAmong returns those of the sessions that have begun and were not revoked by name.
+// begunAmong returns those of the sessions that have begun and were not revoked by their ids.
 func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]begun, error) {
 	found := make(map[uuid.UUID]begun)
 	if len(sids) == 0 {

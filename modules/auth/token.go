@@ -40,9 +40,9 @@ type issuer struct {
 	s      *Service
 }
 
-// issuer is made before the database is asked whether the session is live, or its beginning commits. Then
-// no token of the request lives longer than those who end the session meanwhile expect, and tell others:
-// its life is stored, and counts from here, however long the request takes.
+// issuer is made before the database is asked whether the session is live, or before its beginning commits. The
+// longest life of tokens is stored, and counts from here, however long the request takes. So no token outlives
+// what whoever ends the session meanwhile announces.
 func (s *Service) issuer(ctx context.Context) (issuer, error) {
 	at := s.now().UTC().Truncate(time.Second)
 	signer, err := s.keys.Signer(ctx)

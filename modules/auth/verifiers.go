@@ -21,7 +21,7 @@ func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Ve
 	return feed.Verifiers(ctx, db, within)
 }
 
-// verifierSeen is how lately a verifier was seen that a new key waits for.
+// verifierSeen is how recently a verifier must have been seen for a new key to wait for it.
 const verifierSeen = time.Minute
 
 // PromoteKey is Promote of [Keys] that also waits for the verifiers: it returns [ErrKeyTooNew] while

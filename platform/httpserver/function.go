@@ -41,7 +41,7 @@ import (
 // and the tag refused:"401" documents the status that does.
 //
 // The tags doc, example, format, enum, minLength, maxLength, minimum and pattern document a field, and
-// required:"true" does so for a form or a header of the answer. They check nothing, except the enum of a
+// required:"true" a form's field or a header of the answer. They check nothing, except the enum of a
 // query parameter.
 type Function struct {
 	input  input

@@ -709,7 +709,7 @@ func (w *worker) tellParked(last bool) {
 	h := w.parked.example
 	w.d.log.Error("deliverer_keys_parked", zap.String("target", w.subscription().Name), zap.Int("keys", w.parked.keys),
 		zap.String("key", h.key), zap.Int64("id", h.id), zap.Int("attempts", h.attempts+1), zap.Error(h.err),
-		zap.String("hint", "the target did not take an event of each key, of which one is shown, and their later "+
+		zap.String("hint", "the target did not take an event of each of these keys (one is shown), and their later "+
 			"events wait; decide with: authctl outbox parked"))
 	w.parked = parkings{toldAt: now}
 }

@@ -41,7 +41,7 @@ func (r *Relay) wake(hashes []int32) {
 	poke(r.poked)
 }
 
-// due reports whether all shards are to be asked, and not only those of which events were committed.
+// due reports whether all shards are to be asked, and not only those with newly committed events.
 func (r *Relay) due(anyway bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
