@@ -104,8 +104,8 @@ func (s *server) flood(ctx context.Context, o options, f *flooding, names []stri
 	return failed
 }
 
-// hashingBeside is bare hashing while the probes run: what they leave to a flood. Its threads have the
-// priority of those of serve.
+// hashingBeside is bare hashing while the probes run: what they leave to a flood. It competes with them as
+// an equal, while the hashing of serve gives way to them.
 func (s *server) hashingBeside(o options, list []tokens) (rate float64, err error) {
 	var group sync.WaitGroup
 	group.Go(func() { probeAll(s.probes(list), o.duration) })
