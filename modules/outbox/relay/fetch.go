@@ -12,11 +12,12 @@ import (
 
 // partitionWorker is the state of one partition, which has one batch in flight at a time.
 type partitionWorker struct {
-	reading bool  // its pending events are being fetched
-	busy    bool  // a batch is in flight
-	full    bool  // its last batch was as large as a batch may be
-	served  int64 // the number of its last batch
-	active  int   // how many of its shards had pending events at the last fetch
+	reading bool      // its pending events are being fetched
+	busy    bool      // a batch is in flight
+	full    bool      // its last batch was as large as a batch may be
+	served  int64     // the number of its last batch
+	active  int       // how many of its shards had pending events at the last fetch
+	asked   time.Time // when all its shards were asked; zero: they are to be
 }
 
 // share returns among how many of its idle shards the limits of a batch are divided: those that
@@ -46,13 +47,19 @@ func (r *Relay) due(anyway bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all := anyway || r.all
-	r.all = r.all && !all
+	if r.all { // a partition with a batch in flight cannot be asked before that has ended
+		for p := range r.workers {
+			r.workers[p].asked = time.Time{}
+		}
+	}
+	r.all = false
 	return all
 }
 
 // fetchLoop fetches pending events of idle partitions with one statement, and sends them. It asks all
 // shards when it polls, and in between those that it is woken for: each shard that is asked costs the
-// database a search, of which most find nothing.
+// database a search, of which most find nothing. A partition that is busy at each poll, with what it is woken for, has
+// all its shards asked between two batches.
 func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
 	wait, polled, backlog := busyPoll, time.Time{}, false
 	for ctx.Err() == nil {
@@ -126,7 +133,7 @@ func (r *Relay) fetch(ctx context.Context, all bool) ([]*batch, error) {
 		r.mu.Unlock()
 		return nil, nil
 	}
-	idle, requests, share := r.choose(all)
+	idle, requests, share := r.choose(all, time.Now())
 	defer r.doneReading(idle)
 	r.mu.Unlock()
 	if len(requests) == 0 {
@@ -181,11 +188,20 @@ func (r *Relay) otherServer(err error) {
 
 // choose returns the partitions to fetch, the requests for their shards, and by how much the limits of a
 // batch are divided for each. Shards that are woken in other partitions stay so. Caller holds mu.
-func (r *Relay) choose(all bool) (idle []bool, requests map[int]*fetchRequest, share int) {
-	// Only those that ask all shards make up for a backlog.
-	asks := func(shard int) bool { return all || r.woken[shard] && !r.workers[shard%r.partitions].full }
+func (r *Relay) choose(all bool, now time.Time) (idle []bool, requests map[int]*fetchRequest, share int) {
+	missed := func(p int) bool { return now.Sub(r.workers[p].asked) >= idlePoll }
+	asks := func(shard int) bool {
+		p := shard % r.partitions
+		// Only fetches that ask all shards make up for a backlog.
+		return all || !r.workers[p].full && (r.woken[shard] || missed(p))
+	}
 	idle = r.idlePartitions(asks)
 	requests, share = r.fetchRequests(idle, asks)
+	for p := range idle {
+		if idle[p] && (all || missed(p)) {
+			r.workers[p].asked = now
+		}
+	}
 	maps.DeleteFunc(r.woken, func(id int, _ bool) bool { return requests[id] != nil || r.held[id] == nil })
 	return idle, requests, share
 }
@@ -308,6 +324,7 @@ func (r *Relay) newBatch(
 	r.batches++
 	r.workers[partition] = partitionWorker{
 		busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > MaxBatchBytes, served: r.batches, active: active,
+		asked: r.workers[partition].asked,
 	}
 	for i := range b.Records {
 		q := requests[b.Records[i].shard]

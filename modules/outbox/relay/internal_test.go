@@ -290,9 +290,10 @@ func TestWokenForAKeyItAsksOneShard(t *testing.T) {
 	for id := range 90 { // the others are another relay's
 		r.held[id] = &shard{id: id}
 	}
+	now := time.Now()
 	asked := func(all bool) []int {
 		t.Helper()
-		idle, requests, _ := r.choose(all)
+		idle, requests, _ := r.choose(all, now)
 		r.doneReading(idle)
 		return slices.Sorted(maps.Keys(requests))
 	}
@@ -301,6 +302,9 @@ func TestWokenForAKeyItAsksOneShard(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: asked %v, want %v", what, got, want)
 		}
+	}
+	if got := asked(true); len(got) != 90 {
+		t.Errorf("at the start: asked %d shards, want all 90", len(got))
 	}
 	r.wake([]int32{96 + 5, 7, 95})
 	check("woken for three", asked(false), 5, 7)
@@ -325,6 +329,42 @@ func TestWokenForAKeyItAsksOneShard(t *testing.T) {
 	}
 	if r.wake(nil); !r.due(false) || r.due(false) {
 		t.Error("woken without a key, all shards are to be asked once")
+	}
+}
+
+// A partition may be busy whenever all shards are asked, with batches of those that the relay is woken for. Its other
+// shards are asked between two of them.
+func TestABusyPartitionIsNotPassedOver(t *testing.T) {
+	t.Parallel()
+	for name, later := range map[string]time.Duration{"woken without a key": 0, "polling": idlePoll} {
+		r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, workers: make([]partitionWorker, 4),
+			woken: map[int]bool{}, held: map[int]*shard{}, poked: make(chan struct{}, 1)}
+		for id := range 16 {
+			r.held[id] = &shard{id: id}
+		}
+		now := time.Now()
+		ask := func(all bool) []int {
+			idle, requests, _ := r.choose(all, now)
+			r.doneReading(idle)
+			return slices.Sorted(maps.Keys(requests))
+		}
+		ask(true)
+		r.newBatch(1, []Record{{shard: 5}}, 1, map[int]*fetchRequest{5: {shard: r.held[5]}}, 0)
+		if now = now.Add(later); later == 0 {
+			r.wake(nil)
+		}
+		if got := ask(r.due(later > 0)); len(got) != 12 {
+			t.Errorf("%s, with a batch in flight: asked %v", name, got)
+		}
+		r.wake([]int32{5})
+		r.workers[1].busy, r.held[5].busy = false, false
+		if got := ask(r.due(false)); !slices.Equal(got, []int{1, 5, 9, 13}) {
+			t.Errorf("%s, after the batch: asked %v, want all of the partition", name, got)
+		}
+		r.wake([]int32{5})
+		if got := ask(r.due(false)); !slices.Equal(got, []int{5}) {
+			t.Errorf("%s, then: asked %v", name, got)
+		}
 	}
 }
 
