@@ -621,7 +621,7 @@ func checkWaiting(st outbox.State, outages int) finding {
 	if st.OldestAge > 0 { // not one that is sent again
 		waits += fmt.Sprintf(", the oldest for %s", st.OldestAge.Round(time.Second))
 	}
-	const start = "start authctl serve or authctl relay"
+	const start = "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
 	switch {
 	case st.Pending == 0 && len(st.Relays) == 0 && st.LastID > 0:
 		return doubtful("nothing waits, but no relay runs, and the next event will wait", start)

@@ -133,6 +133,7 @@ func TestDoctorNamesSeveralServersThatTakeWrites(t *testing.T) {
 
 func TestDoctorMissesARelayBeforeEventsWait(t *testing.T) {
 	t.Parallel()
+	const start = "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
 	relays := []outbox.RelayState{{Name: "vm/1"}}
 	for name, test := range map[string]struct {
 		state outbox.State
@@ -141,9 +142,9 @@ func TestDoctorMissesARelayBeforeEventsWait(t *testing.T) {
 		"new":     {outbox.State{}, fine("nothing waits; 0 relays run")},
 		"at work": {outbox.State{LastID: 7, Relays: relays}, fine("nothing waits; 1 relay runs")},
 		"no relay": {outbox.State{LastID: 7}, doubtful("nothing waits, but no relay runs, and the next event will wait",
-			"start authctl serve or authctl relay")},
+			start)},
 		"waiting": {outbox.State{LastID: 7, Pending: 2, OldestAge: 3 * time.Second},
-			doubtful("2 events wait, the oldest for 3s, and no relay runs", "start authctl serve or authctl relay")},
+			doubtful("2 events wait, the oldest for 3s, and no relay runs", start)},
 	} {
 		if got := checkWaiting(test.state, 0); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)
