@@ -139,9 +139,9 @@ type fileConn struct {
 
 // Close implements [driver.Conn]. If the file is not in its place any more, SQLite leaves the -wal there, and whoever
 // starts next would bring it into what is there then. So what it has goes into its own file before, unless others
-// still use that: then they do it.
+// still use that: then they do it. Nor if somebody has started already, whose commits would be in it.
 func (c fileConn) Close() error {
-	if c.file.check() != nil {
+	if c.file.check() != nil && !openElsewhere(c.file.path) {
 		for _, statement := range []string{"PRAGMA busy_timeout(0)", "PRAGMA wal_checkpoint(TRUNCATE)"} {
 			_, _ = c.ExecContext(context.Background(), statement, nil)
 		}

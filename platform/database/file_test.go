@@ -1,17 +1,21 @@
 package database_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // SQLite itself would go on with the file that nobody finds again, and make an empty one beside it.
@@ -168,6 +172,78 @@ func TestWhatWasWrittenIsInTheFileThatWasOpen(t *testing.T) {
 			_ = open(path).Close() // an empty one
 		}
 		rows(moved, 200)
+	}
+}
+
+// A process that still has the former file open shares the -wal with one that has opened what is in its place: what
+// either commits is in it.
+func TestACommitToTheFileInThePlaceIsNotTaken(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("it is not known who has a file open")
+	}
+	program := testenv.Program(t, "install the package sqlite3", "sqlite3")
+	dir := t.TempDir()
+	path, moved, copied := filepath.Join(dir, "authctl.db"), filepath.Join(dir, "moved.db"), filepath.Join(dir, "copy.db")
+	db, err := database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path)}, database.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	for _, statement := range []string{"CREATE TABLE a (n integer)", "VACUUM INTO '" + copied + "'",
+		"INSERT INTO a VALUES (1)"} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held, err := db.Conn(t.Context()) // under way for longer than the others
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(path, moved), os.Rename(copied, path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n); !database.IsUnavailable(err) {
+		t.Fatalf("replaced: %v", err)
+	}
+	other := exec.CommandContext(t.Context(), program, path)
+	in, errIn := other.StdinPipe()
+	out, errOut := other.StdoutPipe()
+	if err := errors.Join(errIn, errOut, other.Start()); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewScanner(out)
+	ask := func(line string) string {
+		t.Helper()
+		if _, err := fmt.Fprintln(in, line); err != nil || !said.Scan() {
+			t.Fatalf("%s: %v, %v", line, err, said.Err())
+		}
+		return said.Text()
+	}
+	if got := ask("PRAGMA journal_mode=WAL;"); got != "wal" {
+		t.Fatal(got)
+	}
+	if got := ask("INSERT INTO a VALUES (2), (3); SELECT count(*) FROM a;"); got != "2" {
+		t.Errorf("the other process has written 2 rows, and sees %s", got)
+	}
+	if err := errors.Join(held.Close(), db.Close()); err != nil {
+		t.Error(err)
+	}
+	if got := ask("SELECT count(*) FROM a;"); got != "2" {
+		t.Errorf("then it sees %s", got)
+	}
+	if err := errors.Join(in.Close(), other.Wait()); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{path: "2,3", moved: "1"} {
+		got, err := exec.CommandContext(t.Context(), program, name, "SELECT group_concat(n) FROM a").CombinedOutput()
+		if strings.TrimSpace(string(got)) != want || err != nil {
+			t.Errorf("%s has %s, want %s, %v", filepath.Base(name), got, want, err)
+		}
 	}
 }
 
