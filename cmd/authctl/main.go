@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"io"
+	"log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,6 +15,8 @@ func main() {
 	// Who reads what is written may have seen enough, or be gone. That ends a process where it writes its result, but
 	// not in the middle of its work because of a line of the log.
 	signal.Ignore(syscall.SIGPIPE)
+	// net/http writes there what a receiver of webhooks sends after its answer, in the receiver's own words.
+	log.SetOutput(io.Discard)
 	// The first signal asks for an orderly stop; the second one stops the process at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,6 +64,7 @@ func (m tests) Run() int {
 //	sql DATABASE STATEMENT           changes a SQLite database
 //	postgres                         makes a PostgreSQL database, migrated, and names it in DATABASE_URL
 //	port VAR                         keeps in VAR a free port that nobody gets meanwhile
+//	receiver VAR                     keeps in VAR the URL of a receiver that says more than its answer
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	scripts := scriptParams(t)
@@ -142,11 +144,30 @@ func scriptParams(t *testing.T) testscript.Params {
 				usage(ts, len(args) == 1, "port VAR")
 				ts.Setenv(args[0], strconv.Itoa(testenv.FreePort(t)))
 			},
+			"receiver": func(ts *testscript.TestScript, _ bool, args []string) {
+				usage(ts, len(args) == 1, "receiver VAR")
+				server := httptest.NewServer(http.HandlerFunc(sayMore))
+				ts.Defer(server.Close)
+				ts.Setenv(args[0], server.URL)
+			},
 			"postgres": func(ts *testscript.TestScript, _ bool, _ []string) {
 				ts.Setenv("DATABASE_URL", dbtest.PostgresURL(t))
 			},
 		},
 	}
+}
+
+// sayMore takes a webhook, and sends words that belong to no answer.
+func sayMore(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	conn, both, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	_, _ = both.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nwords of the receiver")
+	_ = both.Flush()
+	_, _ = both.ReadByte() // until the other side has gone
+	_ = conn.Close()
 }
 
 // patience is how long a script waits for something.
