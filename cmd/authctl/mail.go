@@ -22,7 +22,7 @@ func newMail(g *global) *cobra.Command {
 		Long: `Look at the mails that people get, change their words, and try the SMTP server of mail.url. None of
 these commands needs the database.`,
 		Example: "  authctl mail preview reset",
-	}, newMailPreview(g), newMailTest(g), newMailTemplates())
+	}, newMailPreview(g), newMailTest(g), newMailTemplates(g))
 }
 
 // newMailer makes the mails of these settings, for commands that open nothing else.
@@ -108,12 +108,34 @@ step. If the server refuses, its words are shown and the exit code is 1.`,
 			defer func() { err = errors.Join(err, m.Close()) }()
 			ctx, cancel := context.WithTimeout(cmd.Context(), 3*time.Minute)
 			defer cancel()
-			return m.Test(ctx, args[0], cmd.OutOrStdout())
+			return g.testMail(ctx, m, args[0], cmd.OutOrStdout())
 		},
 	}
 }
 
-func newMailTemplates() *cobra.Command {
+// mailTest is what came of a test.
+type mailTest struct {
+	To    string   `json:"to"`
+	Steps []string `json:"steps"`
+	OK    bool     `json:"ok"`
+	Error string   `json:"error,omitempty"`
+}
+
+func (g *global) testMail(ctx context.Context, m *mail.Mailer, to string, w io.Writer) error {
+	if g.output != "json" {
+		return m.Test(ctx, to, w) // each step at once: some take long
+	}
+	var said strings.Builder
+	failed := m.Test(ctx, to, &said)
+	report := mailTest{To: to, Steps: strings.FieldsFunc(said.String(), func(r rune) bool { return r == '\n' }),
+		OK: failed == nil}
+	if failed != nil {
+		report.Error = failed.Error()
+	}
+	return errors.Join(printJSON(w, report), failed)
+}
+
+func newMailTemplates(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "templates DIR",
 		Short: "Write the built-in templates to a folder, to change them",
@@ -126,10 +148,10 @@ serve checks all templates when it starts, and so does authctl mail preview.`,
 		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			written, err := mail.Export(args[0])
-			for _, name := range written {
-				fmt.Fprintln(cmd.OutOrStdout(), name)
+			if err != nil {
+				return err
 			}
-			return err
+			return g.tell(cmd.OutOrStdout(), written, strings.Join(written, "\n"))
 		},
 	}
 }
