@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/toppira/authctl/platform/config"
@@ -61,7 +62,7 @@ func (c Config) Validate(report func(path, problem string)) {
 		}
 	}
 	for _, name := range c.CORSHeaders {
-		if !isToken(name) {
+		if !isToken(name) || strings.Contains(strings.TrimSuffix(name, "*"), "*") {
 			report("app.cors_headers", strconv.Quote(name)+": is not the name of a header, such as X-Tenant, nor the "+
 				"beginning of names, such as X-Acme-*")
 		}

@@ -178,7 +178,7 @@ func splitPort(text string) (host, port string, err error) {
 		return text, "", nil
 	}
 	n, err := strconv.ParseUint(text[at+1:], 10, 16)
-	if err != nil {
+	if err != nil || n == 0 {
 		return "", "", fmt.Errorf("%q is not a port", text[at+1:])
 	}
 	return text[:at], strconv.FormatUint(n, 10), nil

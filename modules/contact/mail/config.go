@@ -56,9 +56,9 @@ func (c Config) Validate(report func(path, problem string)) {
 	if c.PagesURL != "" {
 		u, err := url.Parse(c.PagesURL)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil ||
-			u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
+			u.RawQuery != "" || u.Fragment != "" || u.ForceQuery || !strings.EqualFold(u.String(), c.PagesURL) {
 			report("contact.pages_url", "must be a URL such as https://www.example.com/account, without user, query "+
-				"or fragment")
+				"or fragment, and with %XX for blanks, quotes and what is not ASCII: mails show it as text")
 		} else if problem := config.URLHostProblem(u); problem != "" {
 			report("contact.pages_url", "has a host that "+problem)
 		}
