@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
 )
 
 // openFile is the file of SQLite that the process has open. SQLite does not notice that it was removed or
@@ -17,7 +18,12 @@ import (
 type openFile struct {
 	path   string
 	opened fs.FileInfo
-	pin    io.Closer // while it is open, no other file gets the number by which this one is known
+	// While it is open, no other file gets the number by which this one is known. It is closed after the connections:
+	// closing a file gives up all locks that the process has on it, and so those of SQLite.
+	file  *os.File
+	users atomic.Int64 // the connections, and the pool
+	wal   atomic.Bool  // its header was seen to say that it has a -wal
+	lost  atomic.Bool  // another file was copied into it
 }
 
 // newOpenFile makes the file if there is none.
@@ -39,12 +45,13 @@ func newOpenFile(path string) (*openFile, error) {
 		return nil, err
 	}
 	f := &openFile{path: path}
-	if f.pin, err = pin(path); err != nil {
+	if f.file, err = os.Open(path); err != nil {
 		return nil, err
 	}
 	if f.opened, err = os.Stat(path); err != nil {
-		return nil, errors.Join(err, f.pin.Close())
+		return nil, errors.Join(err, f.file.Close())
 	}
+	f.users.Add(1)
 	return f, nil
 }
 
@@ -82,16 +89,56 @@ func (e *strayWAL) Error() string { return e.found }
 // check returns an error if the path does not lead to the open file any more. It takes about a microsecond.
 func (f *openFile) check() error {
 	is, err := os.Stat(f.path)
-	if err == nil && !os.SameFile(f.opened, is) || errors.Is(err, fs.ErrNotExist) {
-		return errReplaced{f.path}
+	switch {
+	case f.lost.Load(), f.overwritten():
+		return errReplaced{f.path, true}
+	case err == nil && !os.SameFile(f.opened, is) || errors.Is(err, fs.ErrNotExist):
+		return errReplaced{f.path, false}
 	}
 	return nil // other errors, such as a folder that may not be searched, say nothing about the file
 }
 
-// errReplaced says that the database file is not the one that was opened. The open one may come back.
-type errReplaced struct{ path string }
+// overwritten reports whether another file was copied into this one, as cp does. SQLite would go on with pages of
+// both, and write the -wal into the copy. It shows while cp has emptied the file, and afterwards where the copy is one
+// that VACUUM INTO has made: its header does not say that there is a -wal. Nobody else can take that out of the header
+// while this process has connections.
+func (f *openFile) overwritten() bool {
+	if f.users.Load() < 2 {
+		return false
+	}
+	var header [20]byte
+	switch _, err := f.file.ReadAt(header[:], 0); {
+	case err != nil && !errors.Is(err, io.EOF): // says nothing about the file
+	case header[18] == 2:
+		f.wal.Store(true)
+	case f.wal.Load():
+		f.lost.Store(true)
+	}
+	return f.lost.Load()
+}
+
+// release is called once for each user.
+func (f *openFile) release() error {
+	switch f.users.Add(-1) {
+	case 0:
+		return f.file.Close()
+	case 1: // only the pool is left: now others may do with it what they like
+		f.wal.Store(false)
+	}
+	return nil
+}
+
+// errReplaced says that the database file is not the one that was opened. The open one may come back, unless another
+// one was copied into it.
+type errReplaced struct {
+	path        string
+	overwritten bool
+}
 
 func (e errReplaced) Error() string {
+	if e.overwritten {
+		return fmt.Sprintf("another file was copied over %s while it was in use", e.path)
+	}
 	return fmt.Sprintf("%s was removed or replaced while it was in use", e.path)
 }
 
@@ -117,11 +164,12 @@ func (c fileConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		_ = conn.Close() // nothing was done on it
 		return nil, err
 	}
+	c.file.users.Add(1)
 	return fileConn{conn.(sqliteConn), c.file}, nil
 }
 
 // Close implements [io.Closer]. It is called with the pool's.
-func (c fileConnector) Close() error { return c.file.pin.Close() }
+func (c fileConnector) Close() error { return c.file.release() }
 
 // sqliteConn is what connections of the driver are.
 type sqliteConn interface {
@@ -139,9 +187,16 @@ type fileConn struct {
 
 // Close implements [driver.Conn]. If the file is not in its place any more, SQLite leaves the -wal there, and whoever
 // starts next would bring it into what is there then. So what it has goes into its own file before, unless others
-// still use that: then they do it. Nor if somebody has started already, whose commits would be in it.
+// still use that: then they do it. Nor if somebody has started already, whose commits would be in it. Where another
+// file was copied into the open one, nothing may go there any more: SQLite does not hear of the end, and the -wal
+// stays.
 func (c fileConn) Close() error {
-	if c.file.check() != nil && !openElsewhere(c.file.path) {
+	gone := c.file.check()
+	if c.file.lost.Load() {
+		return nil
+	}
+	defer func() { _ = c.file.release() }()
+	if gone != nil && !openElsewhere(c.file.path) {
 		for _, statement := range []string{"PRAGMA busy_timeout(0)", "PRAGMA wal_checkpoint(TRUNCATE)"} {
 			_, _ = c.ExecContext(context.Background(), statement, nil)
 		}

@@ -7,12 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pin opens a file so that its number is not given to another one. It opens it for nothing else: closing a file that
-// is open for reading gives up the locks that SQLite has on it.
-func pin(path string) (io.Closer, error) { return os.OpenFile(path, unix.O_PATH, 0) }
-
 // openElsewhere reports whether another process has a database of SQLite open, which keeps a lock on certain bytes of
-// it. This process must not have it open: see pin.
+// it. This process must not have it open: the lock would end here.
 func openElsewhere(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {

@@ -116,6 +116,52 @@ func TestAFileInThePlaceOfTheOpenOneIsAnother(t *testing.T) {
 	}
 }
 
+// cp keeps the file and replaces what is in it. SQLite would go on with pages of both, and bring the -wal into the copy.
+func TestAFileThatIsCopiedOverTheOpenOneStaysAsItIs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, copied := filepath.Join(dir, "authctl.db"), filepath.Join(dir, "copy.db")
+	cfg := database.Config{URL: config.Secret("sqlite:" + path)}
+	db, err := database.Open(t.Context(), cfg, database.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{"CREATE TABLE a (n integer)", "INSERT INTO a VALUES (1)",
+		"VACUUM INTO '" + copied + "'", "INSERT INTO a VALUES (2)"} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backup, err := os.ReadFile(copied)
+	if err == nil {
+		err = os.WriteFile(path, backup, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it stays so
+		var n int
+		err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n)
+		if !database.IsUnavailable(err) || !strings.Contains(err.Error(), "was copied over") ||
+			!strings.Contains(database.Remedy(err, database.AnyTask), "copy the other file there again") {
+			t.Errorf("%d rows, %v; %s", n, err, database.Remedy(err, database.AnyTask))
+		}
+		if _, err := db.Write(t.Context(), "INSERT INTO a VALUES (3)"); !database.IsUnavailable(err) {
+			t.Errorf("a write: %v", err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Error(err)
+	}
+	if is, err := os.ReadFile(path); err != nil || !bytes.Equal(is, backup) {
+		t.Errorf("the copy was changed, %v", err)
+	}
+	if _, err := database.Open(t.Context(), cfg, database.Options{}); err == nil ||
+		!strings.Contains(database.Remedy(err, database.AnyTask), "move the -wal away") {
+		t.Errorf("beside the -wal: %v", err)
+	}
+}
+
 // Whoever puts another file in the place of the open one, or moves that away, and then restarts, finds all that was
 // written to either. SQLite leaves the -wal of the open one behind: it would be brought into the other file, which is
 // damaged then, or be deleted if there is none.

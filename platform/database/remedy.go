@@ -130,7 +130,10 @@ func Remedy(err error, task Task) string {
 	case errors.As(err, &lite):
 		return remedySQLite(lite.Code())
 	}
-	if _, ok := errors.AsType[errReplaced](err); ok {
+	if gone, ok := errors.AsType[errReplaced](err); ok {
+		if gone.overwritten {
+			return "stop what uses it, move its -wal and -shm away, copy the other file there again, and start"
+		}
 		return "put it back, or restart to use what is there now"
 	}
 	if stray, ok := errors.AsType[*strayWAL](err); ok {
