@@ -38,6 +38,7 @@ type smtpServer struct {
 	mu          sync.Mutex
 	mails       []received
 	connections int
+	signIns     []string // the mechanism of each
 }
 
 // received is a mail that the server accepted, or a connection.
@@ -45,6 +46,7 @@ type received struct {
 	Port      int
 	Asked     int
 	Connected bool
+	SignsIn   string `json:"signs_in"` // the mechanism
 	Waits     bool
 	MailFrom  string `json:"mail_from"`
 	To        string
@@ -109,6 +111,10 @@ func (s *smtpServer) read(from io.Reader, ready chan<- int) {
 			s.asked <- r.Asked
 		case r.Waits:
 			s.waits <- struct{}{}
+		case r.SignsIn != "":
+			s.mu.Lock()
+			s.signIns = append(s.signIns, r.SignsIn)
+			s.mu.Unlock()
 		case r.Connected:
 			s.mu.Lock()
 			s.connections++
@@ -165,6 +171,14 @@ func (s *smtpServer) to(address string) (list []received) {
 		}
 	}
 	return list
+}
+
+// signedIn is with which mechanisms somebody has tried to sign in so far.
+func (s *smtpServer) signedIn() string {
+	s.hear()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.signIns, " ")
 }
 
 func (s *smtpServer) connected() int {

@@ -31,7 +31,9 @@ import (
 const (
 	beginTimeout = 30 * time.Second // connect, greeting, TLS and AUTH together
 	stepTimeout  = 30 * time.Second
-	endTimeout   = 2 * time.Minute // for the answer to the whole mail: giving up early makes duplicates
+	endTimeout   = 2 * time.Minute  // for the answer to the whole mail: giving up early makes duplicates
+	firstRest    = 30 * time.Second // without a sign-in after all were refused; it doubles
+	lastRest     = 5 * time.Minute
 	stopTimeout  = 2 * time.Second // the same once the process waits no longer
 	idleTimeout  = 20 * time.Second
 	maxMails     = 100
@@ -52,11 +54,15 @@ type smtpSender struct {
 	tls   *tls.Config
 	helo  string
 	slots chan struct{} // one for each connection in use
+	turn  chan struct{} // of the one that signs in
 	stop  time.Duration // stopTimeout, except in a test
 
-	mu    sync.Mutex
-	idle  []*connection // used last: at the end
-	works atomic.Value  // string: the mechanism of AUTH that was last signed in with
+	mu      sync.Mutex
+	idle    []*connection // used last: at the end
+	works   string        // the mechanism of AUTH that was last signed in with
+	refused int           // how many sign-ins were since
+	rest    time.Time     // until when there is none
+	because error         // the last one was refused
 }
 
 func newSMTPSender(cfg Config, from *netmail.Address) (*smtpSender, error) {
@@ -66,7 +72,8 @@ func newSMTPSender(cfg Config, from *netmail.Address) (*smtpSender, error) {
 	}
 	machine, _ := os.Hostname()
 	s := &smtpSender{server: named, helo: heloName(machine, from), slots: make(chan struct{}, maxConns),
-		stop: stopTimeout, tls: &tls.Config{ServerName: named.host, MinVersion: tls.VersionTLS12}}
+		turn: make(chan struct{}, 1), stop: stopTimeout,
+		tls: &tls.Config{ServerName: named.host, MinVersion: tls.VersionTLS12}}
 	if cfg.CAFile != "" {
 		if s.tls.RootCAs, err = readCAs(cfg.CAFile); err != nil {
 			return nil, fmt.Errorf("mail.ca_file: %w", err)
@@ -215,25 +222,22 @@ func (c *connection) step(ctx context.Context, timeout time.Duration, do func() 
 // dial connects and greets the server, with TLS and AUTH as set. Servers offer mechanisms that they cannot check,
 // or that they refuse to everybody. So after one that was refused it tries the next one, over another connection.
 func (s *smtpSender) dial(ctx context.Context, told func(string)) (*connection, error) {
-	var without []string
 	for {
-		c, err := s.connect(ctx, without, told)
-		refused, ok := errors.AsType[*mechanismRefused](err)
-		if !ok {
+		if err := s.resting(); err != nil {
+			return nil, err
+		}
+		c, err := s.connect(ctx, told)
+		if _, another := errors.AsType[*mechanismRefused](err); !another {
 			return c, err
 		}
 		told(err.Error())
-		without = append(without, refused.mechanism)
 	}
 }
 
-// mechanismRefused is the error of a sign-in where the server has another mechanism.
-type mechanismRefused struct {
-	stepError
-	mechanism string
-}
+// mechanismRefused is the error of a sign-in where the server has a mechanism that was not tried since it last worked.
+type mechanismRefused struct{ stepError }
 
-func (s *smtpSender) connect(ctx context.Context, without []string, told func(string)) (_ *connection, err error) {
+func (s *smtpSender) connect(ctx context.Context, told func(string)) (_ *connection, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, beginTimeout,
 		fmt.Errorf("the server was not ready for a mail within %v", beginTimeout))
 	defer cancel()
@@ -284,7 +288,7 @@ func (s *smtpSender) connect(ctx context.Context, without []string, told func(st
 	if err := s.encrypt(client, told); err != nil {
 		return nil, err
 	}
-	if err := s.authenticate(client, without, told); err != nil {
+	if err := s.authenticate(ctx, client, told); err != nil {
 		return nil, err
 	}
 	return &connection{client: client, raw: raw, bounds: bounds, stop: s.stop}, nil
@@ -335,8 +339,12 @@ func (s *smtpSender) encrypt(client *smtp.Client, told func(string)) error {
 	return nil
 }
 
-// handshakeFault says what to do about a certificate of an unknown authority, often the operator's own.
+// handshakeFault says what to do about a certificate of an unknown authority, often the operator's own, or of another
+// name, such as that of a server on this machine.
 func handshakeFault(err error) error {
+	if _, other := errors.AsType[x509.HostnameError](err); other {
+		return fmt.Errorf("name the server in mail.url as its certificate does: %w", err)
+	}
 	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
 		return fmt.Errorf("the authority of the certificate is not known here; name a file with it in mail.ca_file: %w",
 			err)
@@ -344,9 +352,11 @@ func handshakeFault(err error) error {
 	return err
 }
 
-// authenticate uses the best mechanism that the server has, or the one that has worked before. Without TLS it
-// sends a password only to this machine.
-func (s *smtpSender) authenticate(client *smtp.Client, without []string, told func(string)) error {
+// authenticate uses the best mechanism that the server has, or the one that has worked before, and after a refusal the
+// next one. Without TLS it sends a password only to this machine. Many servers lock an account after some refusals: so
+// one connection signs in at a time, and when all mechanisms were refused, as with a wrong password, one is tried now
+// and then.
+func (s *smtpSender) authenticate(ctx context.Context, client *smtp.Client, told func(string)) error {
 	if s.user == "" {
 		return nil
 	}
@@ -360,23 +370,61 @@ func (s *smtpSender) authenticate(client *smtp.Client, without []string, told fu
 		{"LOGIN", true, smtp.LoginAuth(s.user, s.password, s.host, false)},
 	}
 	usable = slices.DeleteFunc(usable, func(m mechanism) bool {
-		return !slices.Contains(offered, m.name) || slices.Contains(without, m.name) ||
-			m.plain && !encrypted && !config.IsThisMachine(s.host)
+		return !slices.Contains(offered, m.name) || m.plain && !encrypted && !config.IsThisMachine(s.host)
 	})
 	if len(usable) == 0 {
 		return fmt.Errorf("AUTH: the server offers none of SCRAM-SHA-256, SCRAM-SHA-1, PLAIN and LOGIN that may be "+
 			"used here (encrypted: %v); it offers: %s", encrypted, strings.Join(offered, " "))
 	}
-	chosen := usable[max(0, slices.IndexFunc(usable, func(m mechanism) bool { return m.name == s.works.Load() }))]
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := s.resting(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	first := max(0, slices.IndexFunc(usable, func(m mechanism) bool { return m.name == s.works }))
+	chosen := usable[(first+s.refused)%len(usable)]
+	s.mu.Unlock()
 	if err := client.Auth(chosen.auth); err != nil {
-		failed := stepError{"AUTH " + chosen.name, err}
-		if answer, answered := errors.AsType[*textproto.Error](err); answered && answer.Code != 421 && len(usable) > 1 {
-			return &mechanismRefused{failed, chosen.name}
-		}
+		return s.notSignedIn(stepError{"AUTH " + chosen.name, err}, len(usable))
+	}
+	s.mu.Lock()
+	s.works, s.refused, s.because = chosen.name, 0, nil
+	s.mu.Unlock()
+	told("signed in with " + chosen.name)
+	return nil
+}
+
+// notSignedIn remembers a sign-in that failed, of so many mechanisms that the server has.
+func (s *smtpSender) notSignedIn(failed stepError, mechanisms int) error {
+	answer, answered := errors.AsType[*textproto.Error](failed.err)
+	if !answered || answer.Code == 421 {
 		return &failed
 	}
-	s.works.Store(chosen.name)
-	told("signed in with " + chosen.name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refused++; s.refused < mechanisms {
+		return &mechanismRefused{failed}
+	}
+	if answer.Code >= 500 {
+		s.because = &failed
+		s.rest = time.Now().Add(min(firstRest<<min(s.refused-mechanisms, 10), lastRest))
+	}
+	return &failed
+}
+
+// resting returns an error while no sign-in is tried, since all were refused.
+func (s *smtpSender) resting() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if left := time.Until(s.rest); s.because != nil && left > 0 {
+		return fmt.Errorf("the next sign-in is in %s, lest the server lock the account: %w",
+			left.Round(time.Second), s.because)
+	}
 	return nil
 }
 
@@ -472,11 +520,11 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 
 func bracket(address string) string { return "<" + address + ">" }
 
-// aboutUs matches an answer that the server would give for every recipient: it does not relay for us, does not
-// know the sender, blocks our address, or has taken enough for today. RFC 3463 has codes for that, which not
-// every server uses. Taken wrongly for such an answer, one about the recipient only means that the mail is
-// tried until it has expired.
-var aboutUs = regexp.MustCompile(`(?i)^5\.(7\.\d|1\.[78]\b|4\.5\b)|\(#5\.7\.|\brelay|\bsend(er|as|ing)|\bnot verified\b`)
+// passing matches an answer that the server would give for every recipient: it does not relay for us, does not
+// know the sender, blocks our address, or has taken enough for today. And one that says that the mailbox is full, where
+// its owner can make room. RFC 3463 has codes for that, which not every server uses. Taken wrongly for such an answer,
+// one about the recipient only means that the mail is tried until it has expired.
+var passing = regexp.MustCompile(`(?i)^5\.(7\.\d|1\.[78]\b|4\.5\b|2\.2\b)|\(#5\.7\.|\brelay|\bsend(er|as|ing)|\bnot verified\b`)
 
 // addresses are those that an answer repeats: strangers choose them, and any word may be in them.
 var addresses = regexp.MustCompile(`\S+@\S+`)
@@ -496,7 +544,7 @@ func classify(err error) error {
 	if !answered || answer.Code < 500 {
 		return err
 	}
-	if aboutUs.MatchString(addresses.ReplaceAllString(answer.Msg, "")) {
+	if answer.Code == 552 || passing.MatchString(addresses.ReplaceAllString(answer.Msg, "")) {
 		return err
 	}
 	switch answer.Code {

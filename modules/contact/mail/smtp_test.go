@@ -11,6 +11,7 @@ import (
 	"net/textproto"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode"
@@ -112,7 +113,7 @@ func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
 		{"rcpt-452@example.com", "again again", 0},
 		{"rcpt-421@example.com", "again", 0},
 		{"data-554@example.com", "refused", 0},
-		{"data-552@example.com", "refused", 0},
+		{"data-552@example.com", "again", 0}, // the mailbox is full
 		{"data-451-once@example.com", "again taken", 1},
 		// The server has the mail, but the answer is lost. The mail is sent again, with the same
 		// Message-ID.
@@ -152,7 +153,7 @@ func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
 		announced = append(announced, r.Type+" "+string(r.Data))
 		return nil
 	})
-	if err != nil || len(announced) != 6 || !strings.HasPrefix(announced[0], contact.EventUndeliverable) ||
+	if err != nil || len(announced) != 5 || !strings.HasPrefix(announced[0], contact.EventUndeliverable) ||
 		!strings.Contains(announced[0], `"address":"rcpt-550@example.com"`) ||
 		!strings.Contains(announced[0], `"reason":"RCPT: the server answered 550 5.1.1 no such address"`) ||
 		strings.Contains(strings.Join(announced, ""), "act_undo") {
@@ -197,7 +198,7 @@ func TestARefusalOfUsIsNoneOfTheRecipient(t *testing.T) {
 		{"RCPT", 550, "5.4.1 Recipient address rejected: Access denied.", "refused"}, // Microsoft
 		{"RCPT", 550, "5.1.1 The email account that you tried to reach does not exist. Please try double-checking " +
 			"the recipient's email address for typos or unnecessary spaces.", "refused"}, // Gmail
-		{"RCPT", 552, "5.2.2 The email account that you tried to reach is over quota.", "refused"},       // Gmail
+		{"RCPT", 552, "5.2.2 The email account that you tried to reach is over quota.", "again"},         // Gmail
 		{"end of DATA", 554, "delivery error: dd This user doesn't have a yahoo.com account", "refused"}, // Yahoo
 	} {
 		err := classify(&stepError{test.step, &textproto.Error{Code: test.code, Msg: test.answer}})
@@ -341,7 +342,7 @@ func TestTLSAndSigningIn(t *testing.T) {
 	for _, test := range []try{
 		{"STARTTLS", tls(good), "smtp://localhost:PORT?starttls=required", good.ca, "", true, ""},
 		{"STARTTLS of a wrong name", tls(wrong), "smtp://localhost:PORT?starttls=required", wrong.ca,
-			"STARTTLS: ", false, ""},
+			"STARTTLS: name the server in mail.url as its certificate does", false, ""},
 		{"STARTTLS of an unknown authority", tls(good), "smtp://localhost:PORT?starttls=required", "",
 			"name a file with it in mail.ca_file", false, ""},
 		{"a wrong name and STARTTLS optional", tls(wrong), "smtp://localhost:PORT?starttls=optional", wrong.ca,
@@ -423,6 +424,45 @@ func TestAfterAMechanismThatIsRefusedTheNextOneIsTried(t *testing.T) {
 		if _, err := send("wrong"); err == nil || !strings.Contains(err.Error(), "AUTH "+works+": the server answered 535") {
 			t.Errorf("%s, a wrong password: %v", works, err)
 		}
+	}
+}
+
+// Many servers lock an account after some wrong passwords, and many mails may wait.
+func TestAWrongPasswordIsTriedNowAndThen(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t, "--user", "alice", "--password", "secret", "--broken", "PLAIN", "--mechanism", "LOGIN")
+	m := newMailer(t, Config{URL: config.Secret("smtp://alice:wrong@" + s.address("127.0.0.1")),
+		From: "no-reply@example.com"}, Options{})
+	sender := m.sender.(*smtpSender)
+	deliver := func() {
+		var all sync.WaitGroup
+		for range 2 * maxConns {
+			all.Go(func() {
+				err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+				if outcome(err) != "again" || !strings.Contains(err.Error(), "the server answered 535") {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	tried := "PLAIN LOGIN" // each once, since servers offer what they cannot check
+	for _, next := range []string{"PLAIN", "LOGIN"} {
+		deliver()
+		if got := s.signedIn(); got != tried {
+			t.Errorf("it signs in with %s, want %s", got, tried)
+		}
+		sender.mu.Lock()
+		sender.rest = time.Now()
+		sender.mu.Unlock()
+		tried += " " + next
+	}
+	sender.mu.Lock()
+	sender.password = "secret" // set at the server
+	sender.mu.Unlock()
+	err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+	if err != nil || s.signedIn() != "PLAIN LOGIN PLAIN LOGIN" || sender.refused != 0 {
+		t.Errorf("with the right one: %v, %s", err, s.signedIn())
 	}
 }
 

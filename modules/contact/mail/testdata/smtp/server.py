@@ -139,6 +139,7 @@ class Server(SMTP):
 
 
 def authenticate(server, session, envelope, mechanism, auth_data):
+    tell(signs_in=mechanism)
     good = mechanism != args.broken and auth_data.login == (args.user or "").encode() and auth_data.password == (args.password or "").encode()
     return AuthResult(success=good, handled=good, auth_data=auth_data)
 
