@@ -44,7 +44,8 @@ const (
 	linger = 10 * time.Second
 	// clockSlack is by how much the database's clock may be set back before cursors are gone.
 	clockSlack = time.Second
-	// pageSize is how many facts an answer holds at the most.
+	// pageSize is how many facts an answer holds at the most, and of what has just ended no more than that and what
+	// one look has found.
 	pageSize = 1000
 	// memory is how many facts the reader keeps.
 	memory = 16 * pageSize
@@ -109,6 +110,7 @@ type Feed struct {
 type batch struct {
 	rows     []row
 	contains position
+	asOf, at time.Time
 }
 
 // New makes a feed. [Feed.Close] ends what it begins.
@@ -296,20 +298,26 @@ func (f *Feed) answer(text string, c cursor) (verdict, Page, <-chan struct{}) {
 		}
 		return hasNothing, f.ifCurrent(page), f.changed
 	}
+	first := len(f.batches)
+	for first > 0 && !f.batches[first-1].contains.within(c.seen) { // else all before it is, too
+		first--
+	}
 	var news []row
-	for i := len(f.batches) - 1; i >= 0; i-- {
-		b := f.batches[i]
-		if b.contains.within(c.seen) {
-			break // and so is all before it
-		}
+	upTo, more := batch{contains: f.last.contains, asOf: f.last.asOf, at: f.last.at}, false
+	for i, b := range f.batches[first:] {
 		for _, r := range b.rows {
 			if !c.seen.contains(r.xid) {
 				news = append(news, r)
 			}
 		}
+		// After a mass revocation followers come with many cursors. Pages that end with a batch lead them together.
+		if len(news) >= pageSize && first+i+1 < len(f.batches) {
+			upTo, more = b, true
+			break
+		}
 	}
-	head := cursor{incarnation: f.last.incarnation, asOf: f.last.asOf.UnixMicro(), seen: f.last.contains}
-	page := pageOf(head.encode(), f.last.asOf, f.last.at, false, news)
+	head := cursor{incarnation: f.last.incarnation, asOf: upTo.asOf.UnixMicro(), seen: upTo.contains}
+	page := pageOf(head.encode(), upTo.asOf, upTo.at, more, news)
 	if len(f.memo) < 256 { // it is emptied with each look
 		f.memo[text] = page
 	}
@@ -467,7 +475,7 @@ func (f *Feed) take(l look) {
 		f.batches, f.rows, f.floor = nil, 0, l.contains
 		news = true // those who wait are to learn where they are
 	case len(rows) > 0:
-		f.batches, f.rows = append(f.batches, batch{rows, l.contains}), f.rows+len(rows)
+		f.batches, f.rows = append(f.batches, batch{rows, l.contains, l.asOf, l.at}), f.rows+len(rows)
 		for f.rows > memory {
 			f.rows -= len(f.batches[0].rows)
 			f.floor, f.batches = f.batches[0].contains, f.batches[1:]

@@ -264,6 +264,58 @@ func TestASnapshotIsToldInPages(t *testing.T) {
 	})
 }
 
+// A mass revocation has many facts, and followers many cursors: each would have an answer of its own with all of them.
+func TestWhatHasJustEndedIsToldInPages(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		const looks, each, page = 5, 700, 1000
+		shared := open(t, db)
+		late, current := follow(t, shared), follow(t, shared)
+		late.ask(0)
+		current.ask(0)
+		begin := late.cursor
+		for range looks { // each finds what ended since the one before
+			last := uuid.New()
+			err := db.Tx(t.Context(), func(_ context.Context, tx database.Tx) error {
+				for range each - 1 {
+					end(t, tx, uuid.New())
+				}
+				end(t, tx, last)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			current.knows(last)
+		}
+		pages := 0
+		for more := true; more; pages++ {
+			before := late.asOf
+			got, err := shared.Next(t.Context(), late.cursor, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if more = late.take(got).More; got.Facts >= page+each || more && got.Facts < page || late.asOf.Before(before) {
+				t.Errorf("page %d has %d facts, more: %v, as of %v after %v", pages, got.Facts, more, late.asOf, before)
+			}
+		}
+		if pages != 3 || len(late.ended) != looks*each {
+			t.Errorf("%d pages have told of %d ends", pages, len(late.ended))
+		}
+		for what, times := range late.ended {
+			if times != 1 {
+				t.Fatalf("%s came %d times", what, times)
+			}
+		}
+		// Who comes from elsewhere gets the same.
+		other := follow(t, shared)
+		other.cursor = begin
+		if other.ask(0); len(other.ended) != looks*each {
+			t.Errorf("from the beginning: %d ends", len(other.ended))
+		}
+	})
+}
+
 func TestADatabaseThatIsAnotherOneSaysSo(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
