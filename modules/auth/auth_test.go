@@ -337,6 +337,41 @@ func TestReuseThatCouldNotBeAnnouncedIsAnnouncedByHousekeeping(t *testing.T) {
 	})
 }
 
+// Each announcement goes on when its caller leaves. With many of them, and a database that hangs, a stop would take long.
+func TestAStopDoesNotWaitForEveryReuse(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig()
+	cfg.RefreshGrace = 0
+	env := newEnv(t, cfg, dbtest.SQLite(t), nil)
+	for range 3 {
+		_, tokens := env.newUser(t)
+		env.live(t, tokens)
+		presented, err := env.codec.Parse(tokens.RefreshToken)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rotation := env.codec.Next(presented)
+		rotation.IdleTTL = time.Hour
+		if _, err := env.sessions.Rotate(t.Context(), rotation); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	announced := 0
+	env.committed = func(...string) {
+		announced++
+		stop()
+	}
+	env.retryReuse(ctx)
+	if announced != 1 {
+		t.Errorf("%d are announced after the stop", announced-1)
+	}
+	if env.retryReuse(t.Context()); announced != 3 {
+		t.Errorf("%d are announced later", announced-1)
+	}
+}
+
 func TestGarbageEndsNothing(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {

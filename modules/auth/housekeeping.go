@@ -97,6 +97,9 @@ func (s *Service) retryReuse(ctx context.Context) {
 		return
 	}
 	for _, m := range marked {
+		if ctx.Err() != nil { // each of them takes its time where the database hangs
+			return
+		}
 		if err := s.announceReuse(ctx, m.Session.UserID, m.Session.ID, m.Generation, m.IP, m.UserAgent); err != nil {
 			s.log.Warn("reuse_not_announced_yet", zap.Stringer("sid", m.Session.ID), zap.Error(err))
 		}
