@@ -21,6 +21,7 @@ type options struct {
 	wait    time.Duration
 	waiting func(who string)
 	alone   bool
+	only    []State // what [Down] may undo; nil: anything
 }
 
 // Wait is how long to wait for a process that migrates; a minute without it. meanwhile, if not
@@ -31,6 +32,14 @@ func Wait(most time.Duration, meanwhile func(who string)) Option {
 
 // Alone makes it an [ErrInUse] when others use the database.
 func Alone() Option { return func(o *options) { o.alone = true } }
+
+// Only makes it an [ErrChanged] when [Down] would undo anything but what a [Preview] has told.
+func Only(undo []State) Option {
+	return func(o *options) { o.only = append([]State{}, undo...) }
+}
+
+// ErrChanged says that somebody has migrated since a [Preview].
+var ErrChanged = errors.New("the schema was changed meanwhile, and nothing was undone")
 
 // ErrLocked says that another process was migrating all the time, and which.
 var ErrLocked = errors.New("another process is migrating this database")
@@ -59,15 +68,20 @@ const lockKey = 0x6175746863746c // "authctl"
 // retryLock is how often a lock that somebody has is asked for.
 const retryLock = 50 * time.Millisecond
 
+func chosen(list []Option) options {
+	o := options{wait: time.Minute}
+	for _, option := range list {
+		option(&o)
+	}
+	return o
+}
+
 // locked runs fn on one connection, in one transaction, and no other migration at the same time. On
 // PostgreSQL the lock is the transaction's and ends with it: a pooler that gives each
 // transaction another connection cannot leave it behind, and nor can a killed process. It is
 // the number that earlier releases lock for their sessions, so they wait for each other.
 func locked(ctx context.Context, db *database.DB, list []Option, fn func(one database.Single) error) error {
-	o := options{wait: time.Minute}
-	for _, option := range list {
-		option(&o)
-	}
+	o := chosen(list)
 	return db.Single(ctx, func(one database.Single) error {
 		if !db.IsPostgres() {
 			return o.lockedSQLite(ctx, one, fn)

@@ -140,8 +140,13 @@ func Up(ctx context.Context, db *database.DB, options ...Option) ([]State, error
 // not what somebody means who wants to undo the last one.
 func Down(ctx context.Context, db *database.DB, options ...Option) ([]State, error) {
 	var undone []State
+	only := chosen(options).only
 	err := locked(ctx, db, options, func(one database.Single) (err error) {
 		undone, err = rollBack(ctx, one)
+		same := func(a, b State) bool { return a.Name == b.Name }
+		if err == nil && only != nil && !slices.EqualFunc(undone, only, same) {
+			err = ErrChanged
+		}
 		return err
 	})
 	if err != nil {

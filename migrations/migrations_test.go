@@ -373,6 +373,33 @@ func TestAColumnThatGoesIsCounted(t *testing.T) {
 	})
 }
 
+// Two operators may be asked at the same time: the second answer is not about what was applied before.
+func TestOnlyWhatSomebodyWasToldIsUndone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if _, err := db.Write(t.Context(), `UPDATE bun_migrations SET group_id = group_id + 1
+			WHERE name = (SELECT max(name) FROM bun_migrations)`); err != nil {
+			t.Fatal(err)
+		}
+		told, _, err := migrations.Preview(t.Context(), db)
+		if err != nil || len(told) != 1 {
+			t.Fatalf("%v, %v", told, err)
+		}
+		if undone, err := migrations.Down(t.Context(), db, migrations.Only(told)); err != nil || len(undone) != 1 {
+			t.Fatalf("the first: %v, %v", undone, err)
+		}
+		before := applied(t, db)
+		undone, err := migrations.Down(t.Context(), db, migrations.Only(told))
+		if !errors.Is(err, migrations.ErrChanged) || len(undone) > 0 || !slices.Equal(applied(t, db), before) {
+			t.Errorf("the second: %v, %v", undone, err)
+		}
+		// And one who was told that there is nothing.
+		if _, err := migrations.Down(t.Context(), db, migrations.Only(nil)); !errors.Is(err, migrations.ErrChanged) {
+			t.Errorf("without anything: %v", err)
+		}
+	})
+}
+
 func TestWhatIsInUseIsNotUndone(t *testing.T) {
 	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {

@@ -135,7 +135,7 @@ func (g *global) migrateDown(ctx context.Context, a *app, sure *consent, force b
 			return err
 		}
 	}
-	list, err := migrations.Down(ctx, a.db, options...)
+	list, err := migrations.Down(ctx, a.db, append(options, migrations.Only(undo))...)
 	if len(list) > 0 {
 		a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
 	}
