@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
@@ -61,6 +62,10 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 	}
 	var newest int64  // when the newest event was written that was shown, or might have been
 	var server string // that these are of
+	var seen sightings
+	if err == nil && opt.Follow {
+		err = seen.begin(ctx, db)
+	}
 	if err == nil {
 		err = db.QueryRowContext(ctx, "SELECT "+schema.Now(db)+", "+schema.ThisServer(db)).Scan(&newest, &server)
 	}
@@ -96,6 +101,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 			for _, e := range list {
 				last = e.ID
 				newest = max(newest, e.CreatedMS)
+				seen.add(e.ID, e.EventID)
 				if shown.has(e.ID) {
 					continue
 				}
@@ -127,7 +133,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 			}
 			if err == nil && now != server {
 				var same int64
-				if same, now, err = writtenBy(ctx, db, newest); err == nil {
+				if same, now, err = seen.on(ctx, db, newest); err == nil {
 					above, server = max(opt.From-1, min(above, same)), now
 					shown.forgetAbove(same)
 					stable = schema.StableWatermark{DB: db}
@@ -149,12 +155,59 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 	}
 }
 
-// writtenBy is the highest id of an event that was written by a time, and the server that says so. Another server may
-// be a standby that had not received all of them, and gives the ids of those that are lost to other events.
-func writtenBy(ctx context.Context, db *database.DB, ms int64) (id int64, server string, err error) {
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0), `+schema.ThisServer(db)+` FROM outbox_event
-		WHERE created_ms <= ?`, ms).Scan(&id, &server)
+// sightings are the events that were read last. Another server may be a standby that had not received all events, and
+// gives the ids of those that are lost to other events: these tell what it has.
+type sightings []sighting
+
+type sighting struct {
+	id    int64
+	event string
+}
+
+// mostSightings bounds them: a standby that lacks more events was behind for long.
+const mostSightings = 1000
+
+// begin takes the newest events that there are.
+func (s *sightings) begin(ctx context.Context, db *database.DB) (err error) {
+	*s, _, err = s.read(ctx, db, "true ORDER BY id DESC LIMIT ?", mostSightings)
+	return err
+}
+
+func (s *sightings) add(id int64, event string) {
+	*s = append(*s, sighting{id, event})
+	if len(*s) >= 2*mostSightings {
+		*s = slices.Clone((*s)[len(*s)-mostSightings:])
+	}
+}
+
+// on is the highest id of an event that another server has as well, and the server that says so. Where it has none of
+// them, the time tells when the newest was written: its clock may be another one.
+func (s *sightings) on(ctx context.Context, db *database.DB, newest int64) (id int64, server string, err error) {
+	ids := make([]int64, len(*s))
+	for i, one := range *s {
+		ids[i] = one.id
+	}
+	there, server, err := s.read(ctx, db, "id IN (?)", database.List(ids))
+	for _, one := range there {
+		if slices.Contains(*s, one) {
+			id = max(id, one.id)
+		}
+	}
+	if err == nil && id == 0 {
+		err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0), `+schema.ThisServer(db)+` FROM outbox_event
+			WHERE created_ms <= ?`, newest).Scan(&id, &server)
+	}
 	return id, server, err
+}
+
+func (s *sightings) read(
+	ctx context.Context, db *database.DB, where string, arg any,
+) (list sightings, server string, err error) {
+	list, err = database.Collect(ctx, db, "read events", func(row database.Row) (one sighting, err error) {
+		err = row.Scan(&one.id, &one.event, &server)
+		return one, err
+	}, `SELECT id, event_id, (SELECT `+schema.ThisServer(db)+`) FROM outbox_event WHERE `+where, arg)
+	return list, server, err
 }
 
 // idSet is a set of ids, most of which are consecutive. It takes about one bit for each.
