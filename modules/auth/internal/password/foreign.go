@@ -31,12 +31,12 @@ import (
 //	$pbkdf2-sha256$i=,l=$ (-sha1, -sha512)   PHC string
 //	$pbkdf2-sha256$29000$ ($pbkdf2$, …)      passlib
 //	pbkdf2_sha256$600000$ (_sha1)            Django
-//	{SSHA} {SSHA256} {SSHA512}               LDAP
+//	{SSHA} {SSHA256} {SSHA384} {SSHA512}     LDAP
 //
 // Stored as PHC strings, which hold all that they hold: {bcrypt}, {argon2}, {scrypt} and
 // {pbkdf2} of Spring Security, with and without @SpringSecurity_v5_8; ASP.NET Identity
 // versions 2 and 3; Werkzeug's scrypt: and pbkdf2:; Atlassian's {PKCS5S2}; {PBKDF2_SHA256} of 389 Directory
-// Server; {PBKDF2…}, {ARGON2} and {CRYPT} of directories, as far as they hold one of the above.
+// Server; {PBKDF2…}, {ARGON2} and {CRYPT} of directories, as far as they hold one of the above; Nextcloud's 3|.
 //
 // Firebase exports passwordHash and salt with each user and the rest once for the project:
 // $fbscrypt$v=1,n=MEM_COST,r=ROUNDS,p=1,ss=SALT_SEPARATOR,sk=SIGNER_KEY$SALT$HASH, base64
@@ -96,7 +96,7 @@ type notation struct {
 // notations are compiled when the first hash is imported.
 var notations = sync.OnceValue(func() []notation {
 	return []notation{
-		{regexp.MustCompile(`^(?i:\{(SSHA(?:256|512)?)\})(.*)$`), saltedSHA},
+		{regexp.MustCompile(`^(?i:\{(SSHA(?:256|384|512)?)\})(.*)$`), saltedSHA},
 		{regexp.MustCompile(`^\{PBKDF2(-SHA(?:1|256|512))?\}(\d+\$.*)$`), directoryPBKDF2},
 		{regexp.MustCompile(`^\{PBKDF2_SHA256\}([A-Za-z0-9+/]{432})$`), old389PBKDF2},
 		{regexp.MustCompile(`^\{PKCS5S2\}([A-Za-z0-9+/]{64})$`), atlassianPBKDF2},
@@ -111,9 +111,9 @@ var notations = sync.OnceValue(func() []notation {
 })
 
 // wrapper is a word in braces before a hash that says itself what it is: of Spring Security's
-// DelegatingPasswordEncoder, and of directories.
+// DelegatingPasswordEncoder, and of directories. Nextcloud has a number and a bar.
 var wrapper = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(?:\{(?:bcrypt|argon2|argon2@SpringSecurity_v5_8)\}|(?i:\{(?:CRYPT|BLF-CRYPT|ARGON2(?:ID?)?)\}))(\$.*)$|^\{ldap\}(\{.*)$`)
+	return regexp.MustCompile(`^(?:[123]\||\{(?:bcrypt|argon2|argon2@SpringSecurity_v5_8)\}|(?i:\{(?:CRYPT|BLF-CRYPT|ARGON2(?:ID?)?)\}))(\$.*)$|^\{ldap\}(\{.*)$`)
 })
 
 // convert returns the hash in a form that is stored.

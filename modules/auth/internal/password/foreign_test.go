@@ -91,6 +91,8 @@ func TestHashesOfDirectoriesAndOthersAreStoredInOneForm(t *testing.T) {
 		"{CRYPT}$2y$04$W/E6koWuryOw3uivEEuC3Ow1jzd6KZDDoeYrYnm.ocAxrGjAsclUi":                                   "$2y$04$W/E6koWuryOw3uivEEuC3Ow1jzd6KZDDoeYrYnm.ocAxrGjAsclUi",
 		"{BLF-CRYPT}$2y$04$W/E6koWuryOw3uivEEuC3Ow1jzd6KZDDoeYrYnm.ocAxrGjAsclUi":                               "$2y$04$W/E6koWuryOw3uivEEuC3Ow1jzd6KZDDoeYrYnm.ocAxrGjAsclUi",
 		"{ARGON2}$argon2i$v=19$m=64,t=3,p=1$/J/z3pvTGqO0FsI4Z0ypdQ$ayegN0B0Fk5rkzWlsXWVjcCXLHZpQinFZ+VftD/kh2E": "$argon2i$v=19$m=64,t=3,p=1$/J/z3pvTGqO0FsI4Z0ypdQ$ayegN0B0Fk5rkzWlsXWVjcCXLHZpQinFZ+VftD/kh2E",
+		"3|$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":                "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4",
+		"1|$2y$04$W/E6koWuryOw3uivEEuC3Ow1jzd6KZDDoeYrYnm.ocAxrGjAsclUi":                                        "$2y$04$W/E6koWuryOw3uivEEuC3Ow1jzd6KZDDoeYrYnm.ocAxrGjAsclUi",
 		"{PBKDF2-SHA256}100$eE8ppfTeu7d2rlWKsTamtA$XLRwYu7M/KL.NInsaBnEN9FesVP.ZsTSbyzY2sK5wjA":                 "$pbkdf2-sha256$100$eE8ppfTeu7d2rlWKsTamtA$XLRwYu7M/KL.NInsaBnEN9FesVP.ZsTSbyzY2sK5wjA",
 		"{PBKDF2}100$1DrHuHeu9f4/B4CwllLqfQ$NJXFztKujAxnuc9WG//GbPlI24U":                                        "$pbkdf2$100$1DrHuHeu9f4/B4CwllLqfQ$NJXFztKujAxnuc9WG//GbPlI24U",
 		"{ssha}d3boVudKZP4M+GxzrdSRLoIpHt4oWx1kkWDTmw==":                                                        "{SSHA}d3boVudKZP4M+GxzrdSRLoIpHt4oWx1kkWDTmw==",

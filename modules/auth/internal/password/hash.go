@@ -28,13 +28,16 @@ const (
 	PBKDF2SHA512   Scheme = "pbkdf2-sha512"   // PHC string, passlib's
 	SaltedSHA1     Scheme = "salted-sha1"     // {SSHA}, RFC 2307 style
 	SaltedSHA256   Scheme = "salted-sha256"   // {SSHA256}
+	SaltedSHA384   Scheme = "salted-sha384"   // {SSHA384}
 	SaltedSHA512   Scheme = "salted-sha512"   // {SSHA512}
 )
 
 // Fast reports that the scheme costs an attacker almost nothing. Such a hash is accepted
 // because its owner's next sign-in replaces it; until then it is as weak as it was where it
 // came from.
-func (s Scheme) Fast() bool { return s == SaltedSHA1 || s == SaltedSHA256 || s == SaltedSHA512 }
+func (s Scheme) Fast() bool {
+	return s == SaltedSHA1 || s == SaltedSHA256 || s == SaltedSHA384 || s == SaltedSHA512
+}
 
 // What one hash may cost, at the most some seconds of one core and a quarter of a GiB. A
 // hash comes from a database or a file, and must not be able to stop the service.
@@ -149,6 +152,7 @@ func parseScheme(encoded string) (hash, error) {
 		{parseDjangoPBKDF2(PBKDF2SHA256), []string{"pbkdf2_sha256$"}},
 		{parseSaltedSHA(SaltedSHA1), []string{"{SSHA}"}},
 		{parseSaltedSHA(SaltedSHA256), []string{"{SSHA256}"}},
+		{parseSaltedSHA(SaltedSHA384), []string{"{SSHA384}"}},
 		{parseSaltedSHA(SaltedSHA512), []string{"{SSHA512}"}},
 	} {
 		for _, prefix := range known.prefixes {

@@ -61,6 +61,8 @@ func vectors() []vector {
 			"argon2$argon2id$v=19$m=64,t=1,p=2$M1RzMlRpdUg0WURLQlR1NU02SkdjbQ$/3BEz08GQcNjPnY+2zJ+QFyFcDN4oHwAg1aWPQZT6cg"},
 		{SaltedSHA1, elsewhere, "{SSHA}d3boVudKZP4M+GxzrdSRLoIpHt4oWx1kkWDTmw=="},
 		{SaltedSHA256, elsewhere, "{SSHA256}moMgwNdsRwusSoQ6T8jeRsrZ2RhwaU1aE664+GMSzfilFA5CMcVi8w=="},
+		{SaltedSHA384, elsewhere, // by Python's hashlib
+			"{SSHA384}alOWpG0MwDG/kmqEPfHvWe2vujeq2uXigDvYUvJ6QkiXBhj44MbiqHmhBeGhMSncpNOwehxV6PI="},
 		{SaltedSHA512, elsewhere,
 			"{SSHA512}ftK9F25cagE6BUn5Ej7GD+rlZkybVWuBw6EheHNsKYwPYa2U3dDSn4z4EMHY+9IwQdBjVk54N2VN1DbdlosuIjfm3AOfEFq3"},
 		{SaltedSHA1, elsewhere, "{SSHA}KeX75rpJFWLULwD9d0qglU0a6k6vFcK4"},
@@ -385,7 +387,7 @@ func costOf(t *testing.T, encoded string) (most float64) {
 		`^\$?pbkdf2(?:[-_]sha\d+)?\$(?:i=)?(\d+)(?:,l=\d+)?\$`: func(n []float64) float64 {
 			return n[0] / maxPBKDF2Work
 		},
-		`^\{SSHA(256|512)?\}`: func([]float64) float64 { return 0 },
+		`^\{SSHA(256|384|512)?\}`: func([]float64) float64 { return 0 },
 	} {
 		found := regexp.MustCompile(pattern).FindStringSubmatch(encoded)
 		if found == nil {

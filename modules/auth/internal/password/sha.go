@@ -14,6 +14,8 @@ func sumOf(scheme Scheme) func() stdhash.Hash {
 	switch scheme {
 	case PBKDF2SHA256, SaltedSHA256:
 		return sha256.New
+	case SaltedSHA384:
+		return sha512.New384
 	case PBKDF2SHA512, SaltedSHA512:
 		return sha512.New
 	}

@@ -216,12 +216,16 @@ func nativeObject(object []byte) (Record, error) {
 		Exported
 		CreatedAt         jsontext.Value            `json:"created_at"` // also a number
 		PasswordChangedAt jsontext.Value            `json:"password_changed_at"`
+		EmailVerified     jsontext.Value            `json:"email_verified"` // also 0 and 1, as databases write it
 		Unread            map[string]jsontext.Value `json:",embed"`
 	}](object)
 	if err != nil {
 		return Record{}, err
 	}
 	e.Exported.CreatedAt, e.Exported.PasswordChangedAt = timeText(e.CreatedAt), timeText(e.PasswordChangedAt)
+	if e.Exported.EmailVerified, err = truth("the member email_verified", timeText(e.EmailVerified)); err != nil {
+		return Record{}, err
+	}
 	rec, err := nativeUser(e.Exported)
 	for name, value := range e.Unread {
 		if value.Kind() != 'n' {

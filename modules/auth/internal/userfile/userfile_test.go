@@ -255,3 +255,26 @@ func TestATelephoneNumberBesideTheNameIsCounted(t *testing.T) {
 		t.Errorf("a number as the name: %+v, %v", rec, err)
 	}
 }
+
+// SQLite and MySQL have no booleans, and write numbers into JSON.
+func TestAConfirmedAddressMayBeANumber(t *testing.T) {
+	t.Parallel()
+	for member, want := range map[string]string{
+		"true": "true", "false": "false", "1": "true", "0": "false", "null": "none", `"yes"`: "true",
+		"2": "refused", "[1]": "refused", `{"a":1}`: "refused",
+	} {
+		rec, err := nativeObject([]byte(`{"username":"a","password_hash":"x","email_verified":` + member + `}`))
+		got := "none"
+		switch {
+		case err != nil:
+			got = "refused"
+		case rec.Confirmed != nil && *rec.Confirmed:
+			got = "true"
+		case rec.Confirmed != nil:
+			got = "false"
+		}
+		if got != want {
+			t.Errorf("%s: %s, %v", member, got, err)
+		}
+	}
+}
