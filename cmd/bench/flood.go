@@ -200,7 +200,7 @@ func probeAll(probes []probe, d time.Duration) {
 	for i := range probes {
 		probes[i].took = append(probes[i].took, nil)
 	}
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
+	for end := time.Now().Add(d); time.Now().Before(end) && !interrupted.Load(); time.Sleep(30 * time.Millisecond) {
 		for i := range probes {
 			p := &probes[i]
 			turn := &p.took[len(p.took)-1]

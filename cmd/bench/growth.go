@@ -579,7 +579,7 @@ func (g *growth) startServe(ctx context.Context, s *side, inRedis bool) (err err
 	if inRedis {
 		env = append(env, "REDIS_URL="+s.redis.url)
 	}
-	if s.serve, err = newProcess(g.dir, "serve, "+s.name, env, "serve"); err != nil {
+	if s.serve, err = g.o.newProcess(g.dir, "serve, "+s.name, env, "serve"); err != nil {
 		return err
 	}
 	s.serve.ready = "http://127.0.0.1:" + strconv.Itoa(port) + "/healthz"
@@ -680,7 +680,7 @@ func (g *growth) drain(ctx context.Context, empty, full *side, events int) (figu
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
-		relay, err := newProcess(dir, "relay, "+s.name,
+		relay, err := g.o.newProcess(dir, "relay, "+s.name,
 			[]string{"DATABASE_URL=" + s.url, "LOG_LEVEL=warn", "APP_MODE=dev",
 				"AUTH_TOKEN_SECRET=" + g.secret, "KAFKA_BROKERS="}, "relay")
 		if err != nil {

@@ -25,6 +25,9 @@ const (
 	wrong
 )
 
+// interrupted ends what is measured: the run was stopped.
+var interrupted atomic.Bool
+
 // load runs do on n workers, with their numbers, for the duration. Latencies are those of the
 // successful calls.
 func load(workers int, d time.Duration, do func(worker int) outcome) result {
@@ -37,7 +40,7 @@ func load(workers int, d time.Duration, do func(worker int) outcome) result {
 	for w := range workers {
 		group.Go(func() {
 			var mine []time.Duration
-			for time.Now().Before(end) {
+			for time.Now().Before(end) && !interrupted.Load() {
 				start := time.Now()
 				switch do(w) {
 				case done:

@@ -19,6 +19,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -49,6 +50,7 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, func() { interrupted.Store(true) })
 	if len(os.Args) == 3 && os.Args[1] == bareCommand {
 		os.Exit(exit(runBare(ctx, os.Args[2])))
 	}
@@ -65,8 +67,8 @@ func main() {
 	flag.Float64Var(&o.size, "size", 1e7, "accounts of the largest step of growth")
 	flag.DurationVar(&o.soak, "for", 30*time.Minute, "how long soak takes")
 	flag.StringVar(&o.picture, "picture", "", "folder in which growth and soak leave a picture of what they measured")
-	flag.StringVar(&o.binary, "binary", "", "authctl that signin, session, feed, flood and timing measure, "+
-		"if not the one built from this tree")
+	flag.StringVar(&o.binary, "binary", "", "authctl to measure, if not the one built from this tree; what relay "+
+		"and growth say of events is of this tree's relay")
 	flag.StringVar(&o.beside, "beside", "", "another authctl that session measures in turns, as a bound of 0.98")
 	flag.DurationVar(&o.slowDisk, "slow-disk", 0, "how much longer each flush takes of a PostgreSQL that is started "+
 		"for the run")
@@ -128,7 +130,12 @@ func run(ctx context.Context, o options, parts []string) (err error) {
 		}
 		fmt.Fprintf(os.Stderr, "measuring %s …\n", part.name)
 		r.part = part.name
-		if err := part.run(ctx, o, &r); err != nil {
+		whole := len(r.lines)
+		err := part.run(ctx, o, &r)
+		if ctx.Err() != nil { // what it measured last was cut off
+			err, r.lines = cmp.Or(err, ctx.Err()), r.lines[:whole]
+		}
+		if err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", part.name, err), r.print())
 		}
 	}

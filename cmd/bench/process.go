@@ -57,8 +57,8 @@ func (t *tail) String() string {
 
 // newProcess says what to run. env is added to the environment of the benchmark, without the
 // variables that name engines.
-func newProcess(dir, name string, env []string, args ...string) (*process, error) {
-	path, err := binary()
+func (o options) newProcess(dir, name string, env []string, args ...string) (*process, error) {
+	path, err := o.authctl()
 	if err != nil {
 		return nil, err
 	}

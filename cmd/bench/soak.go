@@ -138,11 +138,11 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 		// Ended sessions are forgotten soon, so that their rows stop growing within the run.
 		"AUTH_ACCESS_TOKEN_TTL=1m", "AUTH_SESSION_MAX_AGE=4m", "AUTH_REFRESH_TOKEN_TTL=2m",
 	}
-	s.relay, err = newProcess(filepath.Join(dir, "relay"), "relay", env, "relay")
+	s.relay, err = s.o.newProcess(filepath.Join(dir, "relay"), "relay", env, "relay")
 	if err != nil {
 		return err
 	}
-	s.serve, err = newProcess(filepath.Join(dir, "serve"), "serve", append(env, serveSettings(port, s.o.cost)...),
+	s.serve, err = s.o.newProcess(filepath.Join(dir, "serve"), "serve", append(env, serveSettings(port, s.o.cost)...),
 		"serve")
 	if err != nil {
 		return err
