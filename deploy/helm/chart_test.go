@@ -310,7 +310,7 @@ func TestNamesAreText(t *testing.T) {
 		v["image"] = map[string]any{"pullSecrets": []any{"1e3", "true"}}
 		v["serve"].(map[string]any)["secrets"] = map[string]any{"auth.token.secret": secret}
 		v["serve"].(map[string]any)["autoscaling"] = map[string]any{"enabled": true, "metric": "12"}
-		v["relay"].(map[string]any)["existingClaim"] = "2024"
+		v["relay"].(map[string]any)["existingClaim"], v["relay"].(map[string]any)["replicas"] = "2024", 1
 	})
 	for name, pod := range m.pods() {
 		if pod.Spec.ServiceAccountName != "123" || pod.Spec.PriorityClassName != "null" ||
@@ -1028,6 +1028,7 @@ func TestMistakesAreRefused(t *testing.T) {
 			delete(at(v, "settings"), "kafka")
 			at(v, "relay")["existingClaim"] = "x"
 		},
+		"or leave the claim out": func(v map[string]any) { at(v, "relay")["existingClaim"] = "x" },
 		"kafka.brokers has kafka-0 without a port": func(v map[string]any) {
 			at(v, "settings", "kafka")["brokers"] = []any{"kafka-0"}
 		},

@@ -140,9 +140,10 @@ and of the mail server after that, as a relay does. */ -}}
 {{- fail "without Kafka events go to a file, which would be lost with its pod: set settings.kafka.brokers, or relay.enabled with relay.existingClaim" -}}
 {{- else if not .Values.relay.existingClaim -}}
 {{- fail "without Kafka events go to a file, which would be lost with its pod: set settings.kafka.brokers, or relay.existingClaim" -}}
-{{- else if ne (int .Values.relay.replicas) 1 -}}
-{{- fail "relays without Kafka write the events to a file: set relay.replicas to 1" -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.relay.enabled .Values.relay.existingClaim (ne (int .Values.relay.replicas) 1) -}}
+{{- fail "relay.existingClaim is for the events of one relay without Kafka: set relay.replicas to 1, or leave the claim out" -}}
 {{- end -}}
 {{- range compact (splitList "," (include "authctl.setting" (list . "relay" "kafka.brokers" ""))) -}}
 {{- if not (regexMatch ":[0-9]+$" .) -}}
