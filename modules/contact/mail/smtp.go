@@ -154,7 +154,7 @@ func (s *smtpSender) take(ctx context.Context, told func(string)) (*connection, 
 		}
 		c.expiry.Stop()
 		// The server may have closed it. RSET also discards a refused mail.
-		if err := c.step(ctx, stepTimeout, c.client.Reset); err == nil {
+		if err := c.step(ctx, c.client.Reset); err == nil {
 			return c, nil
 		}
 		_ = c.raw.Close()
@@ -204,11 +204,11 @@ func (c *connection) quit() {
 	_ = c.raw.Close()
 }
 
-// step makes one step with the server, at most for the timeout and until ctx ends.
-func (c *connection) step(ctx context.Context, timeout time.Duration, do func() error) error {
+// step makes one step with the server, at most for stepTimeout and until ctx ends.
+func (c *connection) step(ctx context.Context, do func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.raw.Close() })
 	defer stop()
-	if err := c.client.UpdateDeadline(timeout); err != nil {
+	if err := c.client.UpdateDeadline(stepTimeout); err != nil {
 		return err
 	}
 	c.bounds.left.Store(maxAnswer)
@@ -477,20 +477,20 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 		c.client.SkipSMTPUTF8(false)
 		defer c.client.SkipSMTPUTF8(true)
 	}
-	if err := c.step(ctx, stepTimeout, func() error { return c.client.Mail(bracket(m.from)) }); err != nil {
+	if err := c.step(ctx, func() error { return c.client.Mail(bracket(m.from)) }); err != nil {
 		return &stepError{"MAIL", err}
 	}
 	told("the server accepts the sender " + m.from)
-	if err := c.step(ctx, stepTimeout, func() error { return c.client.Rcpt(bracket(m.to)) }); err != nil {
+	if err := c.step(ctx, func() error { return c.client.Rcpt(bracket(m.to)) }); err != nil {
 		return &stepError{"RCPT", err}
 	}
 	told("the server accepts the recipient " + m.to)
 	var data io.WriteCloser
-	err := c.step(ctx, stepTimeout, func() (err error) { data, err = c.client.Data(); return err })
+	err := c.step(ctx, func() (err error) { data, err = c.client.Data(); return err })
 	if err != nil {
 		return &stepError{"DATA", err}
 	}
-	err = c.step(ctx, stepTimeout, func() error { _, err := data.Write(m.text); return err })
+	err = c.step(ctx, func() error { _, err := data.Write(m.text); return err })
 	if err != nil {
 		return &stepError{"DATA", err}
 	}

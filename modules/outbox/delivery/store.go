@@ -302,22 +302,20 @@ func (d *Deliverer) taken(ctx context.Context, server string, target int, ids []
 	return d.onServer(ctx, server, func(context.Context, database.Tx) error { return nil })
 }
 
-// record writes an outcome. It returns how many keys it held, without those of leases that were lost
-// meanwhile, which another deliverer decides about.
-func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (held int, err error) {
+// record writes an outcome. It holds no key of a lease that was lost meanwhile: another deliverer decides about it.
+func (d *Deliverer) record(ctx context.Context, server string, out *outcome) error {
 	waited := slices.ContainsFunc(out.done, func(f *flight) bool { return f.held })
 	if d.db.IsPostgres() && !waited && len(out.holds) == 0 && out.gone == nil && out.recovered == nil {
 		if len(out.done) == 0 {
-			return 0, nil
+			return nil
 		}
 		ids := make([]int64, len(out.done))
 		for i, f := range out.done {
 			ids[i] = f.id
 		}
-		return 0, d.taken(ctx, server, out.target, ids)
+		return d.taken(ctx, server, out.target, ids)
 	}
-	err = d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
-		held = 0
+	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
 		leases := slices.Clone(out.recovered)
 		for _, h := range out.holds {
 			leases = append(leases, h.lease)
@@ -348,7 +346,6 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 			if err := d.recordHold(ctx, tx, out, h); err != nil {
 				return err
 			}
-			held++
 		}
 		if out.gone == nil {
 			return nil
@@ -364,9 +361,9 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("record deliveries: %w", err)
+		return fmt.Errorf("record deliveries: %w", err)
 	}
-	return held, nil
+	return nil
 }
 
 // recordDone deletes delivered events. The next event of a held key is due at once; a key without one is

@@ -612,8 +612,7 @@ func (w *worker) save() error {
 	}
 	ctx, cancel := context.WithTimeout(w.d.abandon, 10*time.Second)
 	defer cancel()
-	held, err := w.d.record(ctx, w.d.server.Load(), &out)
-	if err != nil {
+	if err := w.d.record(ctx, w.d.server.Load(), &out); err != nil {
 		return err
 	}
 	unsaved := w.unsaved
@@ -625,7 +624,7 @@ func (w *worker) save() error {
 	for _, h := range out.holds {
 		delete(w.ready, h.key) // set aside, or no longer ours
 	}
-	w.report(unsaved, out, held)
+	w.report(unsaved, out)
 	return nil
 }
 
@@ -650,7 +649,7 @@ func (w *worker) next(r result) {
 }
 
 // report counts and logs what was saved.
-func (w *worker) report(results []result, out outcome, held int) {
+func (w *worker) report(results []result, out outcome) {
 	s := w.subscription()
 	now := w.d.databaseNow()
 	for _, r := range results {

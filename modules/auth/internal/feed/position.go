@@ -56,15 +56,15 @@ func (p position) snapshot() string {
 
 // parseSnapshot reads a pg_snapshot.
 func parseSnapshot(text string) (position, error) {
-	wrong := func() (position, error) { return position{}, errors.New("not a snapshot: " + text) }
+	wrong := errors.New("not a snapshot: " + text)
 	parts := strings.Split(text, ":")
 	if len(parts) != 3 {
-		return wrong()
+		return position{}, wrong
 	}
 	var p position
 	var err error
 	if p.next, err = strconv.ParseUint(parts[1], 10, 64); err != nil {
-		return wrong()
+		return position{}, wrong
 	}
 	for one := range strings.SplitSeq(parts[2], ",") {
 		if one == "" {
@@ -72,7 +72,7 @@ func parseSnapshot(text string) (position, error) {
 		}
 		xid, err := strconv.ParseUint(one, 10, 64)
 		if err != nil {
-			return wrong()
+			return position{}, wrong
 		}
 		p.open = append(p.open, xid)
 	}

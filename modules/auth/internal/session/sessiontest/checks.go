@@ -962,7 +962,7 @@ type recorder struct {
 
 func (r *recorder) now() int64 { return int64(time.Since(r.start)) }
 
-func (r *recorder) refresh(p *probe, client int, presented session.Token) (session.RotateResult, session.Token) {
+func (r *recorder) refresh(p *probe, client int, presented session.Token) session.Token {
 	call := Call{Client: client, Token: presented.Encode(), Begin: r.now()}
 	rotated, next, err := refresh(p.ctx, []session.Store{p.Store, p.Peer}[client%2], p.codec, presented)
 	call.End = r.now()
@@ -970,7 +970,7 @@ func (r *recorder) refresh(p *probe, client int, presented session.Token) (sessi
 		call.Next = next.Encode()
 	}
 	r.add(call, err)
-	return rotated, next
+	return next
 }
 
 func (r *recorder) add(call Call, err error) {
@@ -990,7 +990,7 @@ func parallelRefreshes(p *probe) {
 	history := recorder{start: time.Now()}
 	for round := range rounds {
 		held := make([]session.Token, clients)
-		together(clients, func(i int) { _, held[i] = history.refresh(p, i, current) })
+		together(clients, func(i int) { held[i] = history.refresh(p, i, current) })
 		p.must(history.err)
 		for i, token := range held {
 			if token != held[0] {
@@ -1026,7 +1026,7 @@ func lostAnswers(p *probe) {
 				call.End, call.Lost = history.now(), true
 				history.add(call, err)
 			}
-			_, held[i] = history.refresh(p, i, current)
+			held[i] = history.refresh(p, i, current)
 		})
 		p.must(history.err)
 		for _, token := range held {
@@ -1058,7 +1058,7 @@ func lateDuplicates(p *probe) {
 					presented = seen[max(0, len(seen)-1-rng.IntN(20))]
 				}
 				mu.Unlock()
-				_, next := history.refresh(p, i, presented)
+				next := history.refresh(p, i, presented)
 				if next == (session.Token{}) {
 					return // the history shows it
 				}
@@ -1101,7 +1101,7 @@ func endRacesRefresh(p *probe) {
 			}
 			for held := token; held != (session.Token{}); {
 				var next [2]session.Token
-				together(2, func(i int) { _, next[i] = history.refresh(p, i, held) })
+				together(2, func(i int) { next[i] = history.refresh(p, i, held) })
 				held = next[0]
 				select {
 				case turns <- struct{}{}:
