@@ -88,9 +88,8 @@ func (o *statusOptions) run(ctx context.Context, a *app, _ []string) error {
 		case o.watch && ctx.Err() != nil:
 			return nil
 		case o.watch && database.IsUnavailable(err): // who watches wants to see it come back
-			if stderr := a.cmd.ErrOrStderr(); !away {
-				words := strings.Join(strings.Fields(harmless(err.Error())), " ") + "; this goes on when it is back"
-				fmt.Fprintln(stderr, strings.Join(wrap(words, terminalWidth(stderr)), "\n"))
+			if !away {
+				tellAway(a.cmd.ErrOrStderr(), err)
 			}
 			away = true
 		case err != nil:
@@ -107,6 +106,13 @@ func (o *statusOptions) run(ctx context.Context, a *app, _ []string) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// tellAway says that the database cannot be used now. The error may have several lines, or not say what it is about.
+func tellAway(stderr io.Writer, err error) {
+	words := "the database is away: " + strings.Join(strings.Fields(harmless(err.Error())), " ") +
+		"; this goes on when it is back"
+	fmt.Fprintln(stderr, strings.Join(wrap(words, terminalWidth(stderr)), "\n"))
 }
 
 func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.DeliveryState) error {
@@ -281,9 +287,7 @@ As JSON it is one object a line.`,
 						return err
 					}
 				}
-				opt.Away = func(err error) { // who follows wants to see it come back
-					fmt.Fprintf(cmd.ErrOrStderr(), "%s; this goes on when it is back\n", harmless(err.Error()))
-				}
+				opt.Away = func(err error) { tellAway(cmd.ErrOrStderr(), err) } // who follows wants to see it come back
 				shown := 0
 				err := outbox.Tail(ctx, a.db, opt, func(e outbox.Entry) error {
 					shown++

@@ -202,7 +202,8 @@ func TestAWatcherIsToldOnceThatTheDatabaseIsAway(t *testing.T) {
 		t.Errorf("it ends with %d", code)
 	}
 	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
-	if len(lines) != 2 || !strings.HasSuffix(lines[0], "; this goes on when it is back") {
+	if len(lines) != 2 || !strings.HasPrefix(lines[0], "the database is away: ") ||
+		!strings.HasSuffix(lines[0], "; this goes on when it is back") {
 		t.Errorf("two times the database was away, and it says %q", lines)
 	}
 }
