@@ -32,9 +32,10 @@ const (
 // instead of every attempt of every partition. An outage that the next attempt may well resolve,
 // such as a connection that a broker closed because it was idle, is logged after a second.
 type outages struct {
-	log *zap.Logger
-	now func() time.Time
-	met *metrics
+	log      *zap.Logger
+	now      func() time.Time
+	met      *metrics
+	patience time.Duration // with an attempt that is not answered
 
 	mu     sync.Mutex
 	where  map[int]outage // by partition
@@ -52,12 +53,16 @@ type outage struct {
 func (o *outages) count(kind string) { o.met.errors.WithLabelValues(kind).Inc() }
 
 func (o *outages) begin(partition int, kind string, err error) {
+	o.beganAt(partition, kind, err, o.now())
+}
+
+func (o *outages) beganAt(partition int, kind string, err error, since time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.where) == 0 {
-		o.where, o.logged, o.since = map[int]outage{}, map[string]time.Time{}, o.now()
+		o.where, o.logged, o.since = map[int]outage{}, map[string]time.Time{}, since
 	}
-	now := outage{kind: kind, err: err, since: o.now()}
+	now := outage{kind: kind, err: err, since: since}
 	if before, had := o.where[partition]; had && before.kind == kind {
 		now.since = before.since
 	}
@@ -103,6 +108,26 @@ func (o *outages) target(partition int, err error) (kind string) {
 	o.count(kind)
 	o.begin(partition, kind, err)
 	return kind
+}
+
+// awaiting makes one attempt at the target. If that gets no answer for a while, the outage begins before the attempt
+// fails: a broker that is frozen still takes connections, and what is sent to it.
+func (o *outages) awaiting(partition int, target outbox.Target, attempt func() error) error {
+	begun, told := o.now(), make(chan struct{})
+	timer := time.AfterFunc(o.patience, func() {
+		defer close(told)
+		o.mu.Lock()
+		_, had := o.where[partition]
+		o.mu.Unlock()
+		if !had { // an attempt that has failed says more
+			o.beganAt(partition, "retry", fmt.Errorf("%s has not answered for %s", target, o.patience), begun)
+		}
+	})
+	err := attempt()
+	if !timer.Stop() {
+		<-told // so that whoever resolves it comes after
+	}
+	return err
 }
 
 // sinkError tells an error of the sink from one of the database.
@@ -177,6 +202,7 @@ func (o *outages) Collect(c chan<- prometheus.Metric) {
 }
 
 const (
+	slowAnswer   = 3 * time.Second  // how late an answer of the target is when it counts as away
 	reportEvery  = time.Second      // how soon the database learns of a new outage
 	repeatReport = 10 * time.Second // and how often while it lasts
 	keepReports  = 24 * time.Hour   // of relays that have ended

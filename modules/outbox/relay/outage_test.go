@@ -295,6 +295,63 @@ func TestOutagesAreReportedToTheDatabase(t *testing.T) {
 	})
 }
 
+// silent is a sink that takes a batch and answers only when the test lets it.
+type silent struct {
+	*counting
+	first  time.Time // when the first batch came
+	answer chan error
+}
+
+func (s *silent) Publish(ctx context.Context, b *Batch) error {
+	if s.first.IsZero() {
+		s.first = time.Now()
+	}
+	if err := <-s.answer; err != nil {
+		return err
+	}
+	return s.counting.Publish(ctx, b)
+}
+
+// A frozen broker takes connections and requests. Nothing fails before the time limits of Kafka, and until then status
+// must not look as if all were well. The report names the time at which the batch was sent.
+func TestATargetThatDoesNotAnswerIsReported(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	core, logs := observer.New(zap.InfoLevel)
+	s := &silent{counting: &counting{partitions: 1, seen: make(chan Record, 100)}, answer: make(chan error)}
+	r, err := New(db, s, Config{}, Options{Log: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.outages.patience = 1500 * time.Millisecond // an outage that passes is reported after a second
+	defer start(t, r)()
+	defer close(s.answer)
+	outboxtest.AddKeys(t, db, "a")
+	reported := func(want string) {
+		t.Helper()
+		testenv.Eventually(t, "reported: "+want, func() bool {
+			st, err := outbox.Status(t.Context(), db)
+			if err != nil || len(st.Outages) == 0 {
+				return err == nil && want == ""
+			}
+			o := st.Outages[0]
+			return o.Lasts && o.Kind == "retry" && o.Error == want
+		})
+	}
+	reported("test has not answered for 1.5s")
+	if logs.FilterMessage("relay_target_away").Len() != 1 {
+		t.Errorf("the log says %v", logs.All())
+	}
+	s.answer <- errors.New("read: i/o timeout")
+	testenv.Eventually(t, "the error of the attempt", func() bool {
+		later, any := r.outages.worst()
+		return any && later.err.Error() == "read: i/o timeout" && !later.since.After(s.first)
+	})
+	s.answer <- nil
+	reported("")
+	s.wait(t, 1)
+}
+
 // However often a relay fails, and with whatever error, it writes to the database only when the
 // outage begins and a few times a minute.
 func TestAnOutageIsNotReportedForEveryAttempt(t *testing.T) {

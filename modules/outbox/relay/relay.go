@@ -112,7 +112,7 @@ func New(db *database.DB, sink Sink, cfg Config, opt Options) (*Relay, error) {
 	if r.name == "" {
 		r.name = schema.ProcessName()
 	}
-	r.outages = outages{log: r.log, now: r.now, met: met}
+	r.outages = outages{log: r.log, now: r.now, met: met, patience: slowAnswer}
 	if err := metric.Register(opt.Registry, "the outbox's metrics", &r.outages); err != nil {
 		return nil, err
 	}
@@ -126,7 +126,11 @@ func (r *Relay) Admit(ctx context.Context) (err error) {
 	if r.target, err = outbox.AdmitTarget(ctx, r.db, r.sink.Name(), nil); err != nil {
 		return err
 	}
-	identity, err := r.sink.Identity(ctx)
+	var identity string
+	err = r.outages.awaiting(targetOutage, r.target, func() (err error) {
+		identity, err = r.sink.Identity(ctx)
+		return err
+	})
 	if err != nil {
 		return sinkError{fmt.Errorf("ask %s which it is: %w", r.target, err)}
 	}
@@ -289,7 +293,11 @@ func (r *Relay) tryOpen(ctx context.Context) error {
 	if err := r.Admit(short); err != nil {
 		return err
 	}
-	partitions, err := r.sink.Partitions(short)
+	var partitions int
+	err := r.outages.awaiting(targetOutage, r.target, func() (err error) {
+		partitions, err = r.sink.Partitions(short)
+		return err
+	})
 	if err != nil {
 		return sinkError{fmt.Errorf("ask %s for its partitions: %w", r.target, err)}
 	}

@@ -79,7 +79,7 @@ func (r *Relay) publish(ctx context.Context, stopping context.Context, whole *ba
 	defer func() { spans.end(attempts, refused, ok) }()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		attempts++
-		err := r.sink.Publish(ctx, b)
+		err := r.outages.awaiting(b.Partition, r.target, func() error { return r.sink.Publish(ctx, b) })
 		switch {
 		case err == nil:
 			r.outages.resolved(b.Partition)
