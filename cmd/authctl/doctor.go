@@ -603,20 +603,32 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 			"keep that clock synchronised (NTP); a relay that runs takes the work over within a lease, a "+
 				"minute at most"))
 	}
-	outages := currentOutages(st)
-	for _, o := range outages {
-		found := fmt.Sprintf("%s cannot publish since %s: %s", o.Relay, moment(o.Since), o.Error)
-		if o.NeedsPerson() {
-			list = append(list, failing(found, "events wait, and go on by themselves once that is done"))
-		} else {
-			list = append(list, doubtful(found, "events wait, and go on by themselves once the target is back"))
-		}
-	}
-	return append(list, checkWaiting(st, len(outages)))
+	return append(list, checkWaiting(st)...)
 }
 
-// checkWaiting says what the events that wait mean. Before the first event nobody needs a relay.
-func checkWaiting(st outbox.State, outages int) finding {
+// checkWaiting says what keeps events waiting, and what it means that they do. Before the first event nobody needs a
+// relay.
+func checkWaiting(st outbox.State) (list []finding) {
+	outages := 0
+	for _, o := range currentOutages(st) {
+		who, then := o.Relay+" cannot", "go on by themselves"
+		if o.Lasts {
+			outages++
+		} else { // its last report, and no other relay runs
+			who, then = o.Relay+", which has ended, could not", "go on if a relay runs"
+		}
+		found := fmt.Sprintf("%s publish since %s: %s", who, moment(o.Since), o.Error)
+		if o.NeedsPerson() {
+			list = append(list, failing(found, "events wait, and "+then+" once that is done"))
+		} else {
+			list = append(list, doubtful(found, "events wait, and "+then+" once the target is back"))
+		}
+	}
+	return append(list, waitingNow(st, outages))
+}
+
+// waitingNow says how many events wait, while relays that run report so many outages.
+func waitingNow(st outbox.State, outages int) finding {
 	waits := count(int(st.Pending), "event waits", "events wait")
 	if st.OldestAge > 0 { // not one that is sent again
 		waits += fmt.Sprintf(", the oldest for %s", st.OldestAge.Round(time.Second))

@@ -145,9 +145,25 @@ func TestDoctorMissesARelayBeforeEventsWait(t *testing.T) {
 			start)},
 		"waiting": {outbox.State{LastID: 7, Pending: 2, OldestAge: 3 * time.Second},
 			doubtful("2 events wait, the oldest for 3s, and no relay runs", start)},
+		// What the last relay reported does not pass by itself: nobody tries again.
+		"ended in an outage": {outbox.State{LastID: 7, Pending: 2, OldestAge: 3 * time.Second,
+			Outages: []outbox.Outage{{Relay: "vm/1", Kind: "retry", Error: "connection refused"}}},
+			doubtful("2 events wait, the oldest for 3s, and no relay runs", start)},
+		"outage": {outbox.State{LastID: 7, Pending: 2, OldestAge: 3 * time.Second, Relays: relays,
+			Outages: []outbox.Outage{{Relay: "vm/1", Kind: "retry", Error: "connection refused", Lasts: true}}},
+			fine("2 events wait, the oldest for 3s")},
 	} {
-		if got := checkWaiting(test.state, 0); got != test.want {
-			t.Errorf("%s: %+v, want %+v", name, got, test.want)
+		got := checkWaiting(test.state)
+		if last := got[len(got)-1]; last != test.want {
+			t.Errorf("%s: %+v, want %+v", name, last, test.want)
+		}
+		if len(test.state.Outages) == 0 {
+			continue
+		}
+		lasts := test.state.Outages[0].Lasts
+		if advice := got[0].Advice; len(got) != 2 || lasts != strings.Contains(advice, "by themselves") ||
+			lasts == strings.Contains(got[0].Found, "vm/1, which has ended, could not publish") {
+			t.Errorf("%s: %+v", name, got)
 		}
 	}
 }
