@@ -86,13 +86,20 @@ func try(ctx context.Context, client Client, server Server) *Problem {
 	if err == nil {
 		return nil
 	}
+	_, watched := client.(*primary)
+	found := func(p *Problem) *Problem {
+		if watched || IsCluster(client) {
+			return p.replaced(err)
+		}
+		return p
+	}
 	if _, ok := errors.AsType[redis.Error](err); !ok {
-		return explain(ctx, options(server), err)
+		return found(explain(ctx, options(server), err))
 	}
 	// A Sentinel knows few commands, and clusters and replicas have several codes for one problem.
 	if p := role(ctx, server.Client, IsCluster(client)); p != nil {
 		p.Err = err
-		return p
+		return found(p)
 	}
 	// A script that lacks a right gets no code of its own.
 	if c := code(err); c == "NOPERM" || c == "ERR" {

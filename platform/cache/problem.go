@@ -126,6 +126,23 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	return p
 }
 
+// replaced changes the advice about the error of a server that another one replaces when it fails.
+func (p *Problem) replaced(err error) *Problem {
+	network, isNetwork := errors.AsType[net.Error](err)
+	_, ofSentinel := errors.AsType[*Problem](err)
+	switch {
+	case ofSentinel:
+	case errors.Is(err, syscall.ECONNREFUSED):
+		p.Advice = "nothing listens there: a replica takes its place within seconds, if it has one that can; " +
+			"otherwise start it again"
+	case isNetwork && network.Timeout(), errors.Is(err, context.DeadlineExceeded):
+		p.Advice += "; a replica takes its place within seconds, if it has one that can"
+	case p.Advice == adviceReplica:
+		p.Advice = "a fail-over is under way, or this server has just come back: it passes within seconds"
+	}
+	return p
+}
+
 // answersPlainly reports whether the server speaks Redis without TLS: then it did not answer the TLS
 // handshake because it waited for the end of a line. It gets only a PING.
 func answersPlainly(ctx context.Context, opt *redis.Options) bool {

@@ -235,8 +235,9 @@ func TestAClusterLosesANode(t *testing.T) {
 		t.Errorf("%d servers are down", n)
 	}
 	c.Primaries[0].Kill()
-	if n := cache.Away(t.Context(), client); n != 1 && !c.IsPrimary(c.Replicas[0]) {
-		t.Errorf("%d servers are down, but not the killed one", n)
+	if found := cache.Unfit(t.Context(), client); len(found) != 1 && !c.IsPrimary(c.Replicas[0]) ||
+		len(found) == 1 && !strings.Contains(found[0].Advice, "a replica takes its place") {
+		t.Errorf("%v are down, but not the killed one, which its replica replaces", found)
 	}
 	if _, err := cache.Layout(t.Context(), client); err == nil {
 		t.Error("the layout lacks the killed node")
@@ -427,6 +428,12 @@ func TestSentinelsLeadToThePrimary(t *testing.T) {
 		return strings.Contains(p.Found, "the Sentinel 127.0.0.1:"+w.Sentinels[2].Port())
 	}) {
 		t.Errorf("%v, %v", found, err)
+	}
+	// Another Redis is no remedy for a primary that fails.
+	w.Primary.Kill()
+	problem, ok := errors.AsType[*cache.Problem](cache.Probe(t.Context(), client))
+	if !ok || !strings.Contains(problem.Advice, "nothing listens there: a replica takes its place") {
+		t.Errorf("the probe finds %v", problem)
 	}
 }
 

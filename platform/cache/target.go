@@ -384,7 +384,7 @@ func (t target) try(ctx context.Context, client Client) *Problem {
 	case t.single != nil:
 		return cannotConnect(ctx, t.single, err)
 	}
-	p := explain(ctx, &redis.Options{TLSConfig: t.tls()}, err)
+	p := explain(ctx, &redis.Options{TLSConfig: t.tls()}, err).replaced(err)
 	if c := code(err); c == "NOAUTH" || c == "WRONGPASS" {
 		p.Advice = "set username=USER&password=PASSWORD in REDIS_URL to what Redis has: USER:PASSWORD@ is that of " +
 			"the Sentinels"
@@ -404,7 +404,7 @@ func (t target) tryCluster(ctx context.Context, client Client) *Problem {
 		if err == nil {
 			return nil
 		}
-		problem = explain(ctx, options(server), err)
+		problem = explain(ctx, options(server), err).replaced(err)
 		problem.Found = server.named(problem.Found)
 	}
 	return problem
