@@ -260,6 +260,9 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 		if span.Parent != client && !parents[span.Parent] {
 			t.Errorf("%s has an unknown parent", span.Name)
 		}
+		if span.Failed {
+			t.Errorf("%s failed, in a request that did not: %v", span.Name, span.Attributes)
+		}
 		systems[span.Attributes["db.system.name"]]++
 		for key, value := range span.Attributes {
 			if strings.Contains(value, "canary") || strings.Contains(value, token) {

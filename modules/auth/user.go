@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -84,6 +85,9 @@ func accountByName(ctx context.Context, db *database.DB, canonical string) (a ac
 		" FROM users ORDER BY id LIMIT 1)) q ORDER BY username_canonical = $1 DESC LIMIT 1"
 	err = db.Postgres(ctx, func(conn *pgx.Conn) error {
 		a, err = scanAccount(conn.QueryRow(ctx, always, pgx.QueryExecModeCacheDescribe, canonical))
+		if errors.Is(err, ErrUserNotFound) { // there is no account at all, which is no failure of the statement
+			return nil
+		}
 		return err
 	})
 	if err == nil && a.canonical != canonical {

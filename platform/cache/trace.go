@@ -37,7 +37,8 @@ func (spans) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPi
 
 func ended(span tracing.Span, err error) error {
 	span.Set("db.system.name", "redis")
-	if err != nil && !errors.Is(err, redis.Nil) {
+	// A script that Redis does not know yet is sent, by the next command.
+	if err != nil && !errors.Is(err, redis.Nil) && !redis.HasErrorPrefix(err, "NOSCRIPT") {
 		span.Fail("the command failed") // the error may hold a value
 	}
 	span.End()
