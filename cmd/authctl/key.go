@@ -197,8 +197,7 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 			}
 			other := a.checkPresentSecret(ctx) != nil // the present key does not open
 			k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
-			if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) &&
-				terminalOf(a.cmd) != nil {
+			if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) {
 				if err := sure.ask(a.cmd, strings.TrimSuffix(refusal.Message, ".")); err != nil {
 					return err
 				}
