@@ -66,8 +66,16 @@ type pendingRow struct {
 func (s *store) readPostgres(
 	ctx context.Context, server string, shards []int, watermarks []int64, limit, bytes int,
 ) (out []Record, err error) {
-	err = s.onServer(ctx, server, func(conn *pgx.Conn) error {
-		rows, err := pendingRows(ctx, conn, s.db.Prepared(), shards, watermarks, limit, bytes)
+	on := s.onServer
+	if s.db.Pooled() { // each statement asks itself
+		on = func(ctx context.Context, _ string, fn func(*pgx.Conn) error) error { return s.db.Postgres(ctx, fn) }
+	}
+	err = on(ctx, server, func(conn *pgx.Conn) error {
+		ask := asking(conn, s.db.Prepared())
+		if s.db.Pooled() {
+			ask = askingOn(conn, server)
+		}
+		rows, err := pendingRows(ctx, ask, shards, watermarks, limit, bytes)
 		if err != nil {
 			return err
 		}
@@ -80,7 +88,7 @@ func (s *store) readPostgres(
 			if n < 0 {
 				n = len(rows)
 			}
-			if out, err = complete(ctx, conn, s.db.Prepared(), rows[:n], out); err != nil {
+			if out, err = complete(ctx, ask, rows[:n], out); err != nil {
 				return err
 			}
 			rows = rows[n:]
@@ -102,11 +110,10 @@ func (s *store) onServer(ctx context.Context, server string, fn func(*pgx.Conn) 
 
 // pendingRows reads the rows that [store.pendingOf] asks for.
 func pendingRows(
-	ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode,
-	shards []int, watermarks []int64, limit, bytes int,
+	ctx context.Context, ask asker, shards []int, watermarks []int64, limit, bytes int,
 ) ([]pendingRow, error) {
 	rows := make([]pendingRow, 0, 1024)
-	err := query(ctx, conn, mode, func(v [][]byte) error {
+	err := ask(ctx, func(v [][]byte) error {
 		begin := len(rows)
 		shard, ids, segments, replays := int(number(v[0])), array{v[1], 8}, array{v[2], 2}, array{v[3], 1}
 		sizes, places := array{v[4], 4}, array{v[5], 6}
@@ -138,7 +145,7 @@ func pendingRows(
 
 // complete appends the records of pending rows of one segment. The rows are sorted by id.
 func complete(
-	ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []Record,
+	ctx context.Context, ask asker, rows []pendingRow, out []Record,
 ) ([]Record, error) {
 	ids := make([]int64, len(rows))
 	for i := range rows {
@@ -146,7 +153,7 @@ func complete(
 	}
 	var text []byte // of one record: one allocation instead of six
 	var last Record
-	err := query(ctx, conn, mode, func(v [][]byte) error {
+	err := ask(ctx, func(v [][]byte) error {
 		if len(rows) == 0 {
 			return errors.New("more events than pending rows")
 		}
@@ -220,15 +227,51 @@ func (s *store) publishedPostgres(ctx context.Context, server string, records []
 	})
 }
 
-// query calls row with the binary values of each row, which are valid until it returns.
-func query(
-	ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, row func([][]byte) error, text string, args ...any,
-) error {
-	rows, err := conn.Query(ctx, text, append([]any{mode, pgx.QueryResultFormats{pgx.BinaryFormatCode}}, args...)...)
-	if err != nil {
-		return err
+// asker asks a statement, and calls row with the binary values of each row, which are valid until it returns.
+type asker func(ctx context.Context, row func([][]byte) error, text string, args ...any) error
+
+func asking(conn *pgx.Conn, mode pgx.QueryExecMode) asker {
+	return func(ctx context.Context, row func([][]byte) error, text string, args ...any) error {
+		options := []any{mode, pgx.QueryResultFormats{pgx.BinaryFormatCode}}
+		rows, err := conn.Query(ctx, text, append(options, args...)...)
+		if err != nil {
+			return err
+		}
+		return each(rows, row)
 	}
+}
+
+// askingOn asks the given server and no other. A pooler may lead each message to another one: so the statement goes
+// together with the question which one it is. Alone, that and a transaction took as long as the statement.
+func askingOn(conn *pgx.Conn, server string) asker {
+	return func(ctx context.Context, row func([][]byte) error, text string, args ...any) error {
+		var both pgx.Batch
+		both.Queue("SELECT " + schema.ThisPostgres)
+		both.Queue(text, args...)
+		answers := conn.SendBatch(ctx, &both)
+		var found string
+		err := answers.QueryRow().Scan(&found)
+		if err == nil && found != server {
+			err = errOtherServer
+		}
+		if err != nil {
+			return cmp.Or(err, answers.Close())
+		}
+		rows, err := answers.Query()
+		if err == nil {
+			err = each(rows, row)
+		}
+		return cmp.Or(err, answers.Close())
+	}
+}
+
+func each(rows pgx.Rows, row func([][]byte) error) error {
 	defer rows.Close()
+	for _, column := range rows.FieldDescriptions() {
+		if column.Format != pgx.BinaryFormatCode && column.DataTypeOID != pgtype.TextOID {
+			return fmt.Errorf("%s is not binary", column.Name)
+		}
+	}
 	for rows.Next() {
 		if err := row(rows.RawValues()); err != nil {
 			return err

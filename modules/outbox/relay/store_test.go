@@ -279,11 +279,11 @@ func TestPendingEventsAreReadByAPlanThatIsMadeOnce(t *testing.T) {
 		const fetches = 12 // more than the executions that PostgreSQL always plans by their values
 		for range fetches {
 			shards, watermarks := []int{1, 2, 3, 4}, []int64{0, 100, 0, 100}
-			rows, err := pendingRows(t.Context(), conn, db.Prepared(), shards, watermarks, 7, 1<<20)
+			rows, err := pendingRows(t.Context(), asking(conn, db.Prepared()), shards, watermarks, 7, 1<<20)
 			if err != nil || len(rows) != 14 {
 				t.Errorf("%d rows, want seven of each of two shards: %v", len(rows), err)
 			}
-			if _, err = complete(t.Context(), conn, db.Prepared(), rows[:1], nil); err != nil {
+			if _, err = complete(t.Context(), asking(conn, db.Prepared()), rows[:1], nil); err != nil {
 				return err
 			}
 		}

@@ -54,12 +54,13 @@ func Now(db database.IDB) string {
 // also loses its statistics then, so they are part of the expression.
 func ThisServer(db database.IDB) string {
 	if database.IsPostgres(db) {
-		return thisPostgres
+		return ThisPostgres
 	}
 	return "''"
 }
 
-const thisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' ' || " +
+// ThisPostgres is [ThisServer] on PostgreSQL.
+const ThisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' ' || " +
 	"coalesce(inet_server_addr()::text, '') || ' ' || " +
 	"coalesce((SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal), '')"
 
@@ -79,7 +80,7 @@ func OnServer(
 		}
 		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 			var server string
-			if err := tx.QueryRow(ctx, "SELECT "+thisPostgres).Scan(&server); err != nil {
+			if err := tx.QueryRow(ctx, "SELECT "+ThisPostgres).Scan(&server); err != nil {
 				return err
 			}
 			return fn(conn, server)
@@ -96,7 +97,7 @@ func serverOf(ctx context.Context, conn *pgx.Conn, expected string) (string, err
 		return server, nil
 	}
 	var server string
-	if err := conn.QueryRow(ctx, "SELECT "+thisPostgres).Scan(&server); err != nil {
+	if err := conn.QueryRow(ctx, "SELECT "+ThisPostgres).Scan(&server); err != nil {
 		return "", err
 	}
 	known[mark] = server
