@@ -19,7 +19,7 @@ import (
 // keys. In a cluster it fails only when no node can be used: any usable node serves the users whose
 // sessions it has. The error is a [Problem].
 func Probe(ctx context.Context, client Client) error {
-	servers, problems, err := probe(ctx, client)
+	servers, problems, _, err := probe(ctx, client)
 	if err != nil {
 		return explain(ctx, &redis.Options{}, err)
 	}
@@ -29,37 +29,47 @@ func Probe(ctx context.Context, client Client) error {
 	return nil
 }
 
-// Unfit returns a problem for each server that cannot be used now.
+// Unfit returns a problem for each server that cannot be used now, and one if slots of a cluster have no server.
 func Unfit(ctx context.Context, client Client) []*Problem {
-	_, problems, err := probe(ctx, client)
+	_, problems, gap, err := probe(ctx, client)
 	if err != nil {
 		return []*Problem{explain(ctx, &redis.Options{}, err)}
+	}
+	if gap != nil {
+		problems = append(problems, refusal(gap))
 	}
 	return problems
 }
 
-// Away returns how many servers that have keys are of no use now. If not even their list can be had, that is one.
+// Away returns how many servers that have keys are of no use now, and one more if slots have none. If not even their
+// list can be had, that is one.
 func Away(ctx context.Context, client Client) int { return len(Unfit(ctx, client)) }
 
-func probe(ctx context.Context, client Client) (servers int, problems []*Problem, err error) {
+// probe tries every server. gap says that slots have none.
+func probe(ctx context.Context, client Client) (servers int, problems []*Problem, gap, err error) {
 	all, err := Servers(ctx, client)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
-	found := make([]*Problem, len(all))
+	found, gaps := make([]*Problem, len(all)), make([]error, len(all))
 	var wg sync.WaitGroup
 	for i, server := range all {
 		wg.Go(func() {
-			if found[i] = try(ctx, client, server); found[i] != nil {
+			if found[i], gaps[i] = try(ctx, client, server); found[i] != nil {
 				found[i].Found = server.named(found[i].Found)
 			}
 		})
 	}
 	wg.Wait()
-	return len(all), slices.DeleteFunc(found, func(p *Problem) bool { return p == nil }), nil
+	if i := slices.IndexFunc(gaps, func(err error) bool { return err != nil }); i >= 0 {
+		gap = gaps[i]
+	}
+	return len(all), slices.DeleteFunc(found, func(p *Problem) bool { return p == nil }), gap, nil
 }
 
-func try(ctx context.Context, client Client, server Server) *Problem {
+// try returns why a server cannot be used. Keys whose slots have no server go to any, which refuses them: that is a
+// gap, and says nothing about the server.
+func try(ctx context.Context, client Client, server Server) (problem *Problem, gap error) {
 	tags := server.tags // in a cluster, of slots that it has
 	if !IsCluster(client) {
 		tags = nil
@@ -77,15 +87,31 @@ func try(ctx context.Context, client Client, server Server) *Problem {
 		}
 		return nil
 	})
+	if len(replies) > 0 {
+		err = nil
+	}
+	taken := false
 	for _, reply := range replies {
-		if reply.Err() != nil {
-			err = reply.Err()
-			break
+		switch failed := reply.Err(); {
+		case failed == nil:
+			taken = true
+		case code(failed) == "CLUSTERDOWN" && strings.Contains(failed.Error(), "not served"):
+			gap = failed
+		case err == nil:
+			err = failed
 		}
 	}
-	if err == nil {
-		return nil
+	switch {
+	case err == nil && (gap == nil || taken):
+		return nil, gap
+	case err == nil:
+		return refusal(gap), nil
 	}
+	return why(ctx, client, server, err), gap
+}
+
+// why explains the error of a server.
+func why(ctx context.Context, client Client, server Server, err error) *Problem {
 	_, watched := client.(*primary)
 	found := func(p *Problem) *Problem {
 		if watched || IsCluster(client) {

@@ -297,6 +297,27 @@ func TestAClusterLosesANode(t *testing.T) {
 	testenv.Eventually(t, "no server is down", func() bool { return cache.Away(t.Context(), client) == 0 })
 }
 
+// Slots that have no node, as after one was forgotten, are a gap. The nodes serve the users of all other slots.
+func TestAGapInAClusterIsNoFaultOfItsNodes(t *testing.T) {
+	t.Parallel()
+	c := cachetest.StartCluster(t, "--cluster-require-full-coverage", "no")
+	client := cachetest.OpenAny(t, c.URL())
+	recovers(t, client)
+	for _, node := range c.Nodes() {
+		c.Do(node, "cluster", "delslotsrange", 0, 4000)
+	}
+	testenv.Eventually(t, "the client meets the gap", func() bool {
+		return slices.ContainsFunc(eachTag(t.Context(), client), redis.IsClusterDownError)
+	})
+	if err := cache.Probe(t.Context(), client); err != nil {
+		t.Errorf("no node can be used: %v", err)
+	}
+	if found := cache.Unfit(t.Context(), client); len(found) != 1 ||
+		!strings.Contains(found[0].Advice, "no node has some of its slots") {
+		t.Errorf("%v, want the gap alone", found)
+	}
+}
+
 // With TLS everything is as without: a node is lost, its replica is verified and takes its place.
 func TestAClusterOverTLSLosesANode(t *testing.T) {
 	t.Parallel()
