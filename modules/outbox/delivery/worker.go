@@ -85,7 +85,6 @@ type flight struct {
 	attempts int   // that failed before
 	since    int64 // when the first one failed, by the database's clock; 0: none
 	idle     int64 // for how long nobody could try it again, in milliseconds
-	begun    time.Time
 	stateMS  int64 // since when the target had its state when it began
 	created  int64
 	asked    atomic.Bool // its sink has asked whether it may send
@@ -390,7 +389,7 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 	}
 	event := *r
 	event.Replay = f.replay // the record may have been read for a delivery before
-	f.begun, f.stateMS, f.created = w.d.now(), s.Since.UnixMilli(), r.CreatedMS
+	f.stateMS, f.created = s.Since.UnixMilli(), r.CreatedMS
 	attempt := Attempt{Number: f.attempts + 1, Now: time.UnixMilli(w.d.databaseNow()).UTC(), Owned: func() bool {
 		f.asked.Store(true) // first: when the worker ends, attempts that have not asked are cut off
 		return w.d.until.HoldsAt(w.d.now()) && !f.lease.lost.Load() && w.ended.Err() == nil
