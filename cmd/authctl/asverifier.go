@@ -90,7 +90,7 @@ func (v asVerifier) inspect(ctx context.Context, text string) (auth.TokenReport,
 		report.Verdict += "; what has ended is not known without --client"
 		return report, nil
 	case server.Feed == "":
-		report.Verdict += "; the service has no clients who may know what has ended"
+		report.Verdict += "; the service has no client that may ask what has ended"
 		return report, nil
 	}
 	if err := v.apply(ctx, server.Feed, secret, &report); err != nil {

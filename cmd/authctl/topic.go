@@ -170,7 +170,7 @@ func (a *app) ensureTopic(ctx context.Context, kafka *sink.Kafka) (sink.TopicSta
 	if shards, partitions := a.Outbox.Shards, a.Kafka.Partitions; shards%partitions != 0 {
 		return st, &relay.Stalled{Kind: "shards",
 			Err: fmt.Errorf("the topic %q does not exist, and is not created with the %d partitions of "+
-				"kafka.partitions: outbox.shards is %d, which is no multiple of that. Set OUTBOX_SHARDS=%d, or "+
+				"kafka.partitions: outbox.shards is %d, which is not a multiple of that. Set OUTBOX_SHARDS=%d, or "+
 				"KAFKA_PARTITIONS to a divisor of %d", a.Kafka.Topic, partitions, shards,
 				(shards/partitions+1)*partitions, shards)}
 	}

@@ -413,7 +413,7 @@ func fits(t Target, shards int) error {
 	if shards%t.Partitions == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is no multiple of that. "+
+	return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is not a multiple of that. "+
 		"Set outbox.shards to %d", ErrShards, t, t.Partitions, shards, (shards/t.Partitions+1)*t.Partitions)
 }
 

@@ -313,7 +313,7 @@ func isHTTP(head [5]byte) bool {
 // the request, which may hold a password.
 func answerPlain(raw net.Conn) {
 	id := requestID("")
-	problem := ProblemOf(ErrMalformed.Detail("This port takes https alone: the URL must begin with https://."), "*", id)
+	problem := ProblemOf(ErrMalformed.Detail("This port takes only https: the URL must begin with https://."), "*", id)
 	body, err := json.Marshal(problem)
 	if err != nil || raw.SetDeadline(time.Now().Add(time.Second)) != nil {
 		return

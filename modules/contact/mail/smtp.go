@@ -422,7 +422,7 @@ func (s *smtpSender) resting() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if left := time.Until(s.rest); s.because != nil && left > 0 {
-		return fmt.Errorf("the next sign-in is in %s, lest the server lock the account: %w",
+		return fmt.Errorf("the next sign-in is in %s, so that the server does not lock the account: %w",
 			left.Round(time.Second), s.because)
 	}
 	return nil

@@ -154,7 +154,7 @@ func (l look) finish(limit int, err error) (look, error) {
 		return look{}, err
 	}
 	if l.incarnation == 0 {
-		return look{}, errors.New("read what has ended: the database said nothing")
+		return look{}, errors.New("read what has ended: the database returned nothing")
 	}
 	l.rows = slices.DeleteFunc(l.rows, func(r row) bool { return r.id == 0 }) // the one row where nothing has ended
 	if l.more = len(l.rows) > limit; l.more {

@@ -405,7 +405,7 @@ func ParseFirebaseHash(text string) (*FirebaseHash, error) {
 	}
 	if separator, err := base64.StdEncoding.DecodeString(standardBase64(h.SaltSeparator)); err != nil ||
 		len(separator) == 0 {
-		return nil, errors.New("base64_salt_separator is missing or no base64; for most projects it is Bw==")
+		return nil, errors.New("base64_salt_separator is missing or is not base64; for most projects it is Bw==")
 	}
 	digest := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0x9d}, keySize))
 	if _, _, err := password.Import(h.hash(digest, "nf65EOgLrQM=")); err != nil {

@@ -106,7 +106,7 @@ func (in *input) otherForm() error {
 		}
 	}
 	if bytes.IndexByte(start[:min(2, len(start))], 0) >= 0 {
-		return errors.New("the input is UTF-16 or no text; convert it to UTF-8 first")
+		return errors.New("the input is UTF-16 or not text; convert it to UTF-8 first")
 	}
 	return nil
 }
