@@ -171,3 +171,17 @@ func TestALongImportTellsHowFarItIsOnceAMinute(t *testing.T) {
 		t.Errorf("in two and a half minutes it was due %d times", told)
 	}
 }
+
+// A refused record that cannot be told to standard error stopped the import, and the exit code was that of an import
+// that went to the end.
+func TestAnImportGoesOnWithoutStandardError(t *testing.T) {
+	t.Chdir(t.TempDir())
+	const hash = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
+	in := `{"username":"x","password_hash":"` + hash + `"}` + "\n" + `{"username":"alice","password_hash":"` + hash + `"}`
+	var out bytes.Buffer
+	code := run(t.Context(), []string{"user", "import", "-", "-o", "json"}, strings.NewReader(in), &out, fullDisk{})
+	if code != exitFailed || !strings.Contains(out.String(), `"imported": 1`) ||
+		!strings.Contains(out.String(), `"refused": 1`) {
+		t.Errorf("exit %d: %s", code, &out)
+	}
+}

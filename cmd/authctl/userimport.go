@@ -296,8 +296,9 @@ func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.Progres
 	if o.errorsFile == "" {
 		return func(r auth.Refusal) error {
 			_ = bar.Clear()
-			_, err := fmt.Fprintf(stderr, "line %d: %s: %s\n", r.Line, r.Code, r.Detail)
-			return err
+			// Where nobody can read it, the rest is imported all the same: the report counts the refused ones.
+			fmt.Fprintf(stderr, "line %d: %s: %s\n", r.Line, r.Code, r.Detail)
+			return nil
 		}, func() error { return nil }, nil
 	}
 	if input == "-" {
