@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
@@ -276,6 +278,31 @@ func TestNothingIsDoneToAnotherServerBehindAPooler(t *testing.T) {
 	}
 	if err := s.published(t.Context(), server(t, db), read(t, s, 10, 1<<20)); err != nil {
 		t.Errorf("on the right one: %v", err)
+	}
+}
+
+// Behind a pooler an acknowledgement is a transaction. A relay that stops in it, with its machine, holds up for a moment
+// alone what the next owner of its shards acknowledges.
+func TestARelayThatStopsBehindAPoolerHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	url := dbtest.PostgresURL(t)
+	direct, db := dbtest.Open(t, url), dbtest.Open(t, dbtest.PgBouncer(t, url))
+	outboxtest.AddKeys(t, direct, "a")
+	s := opened(t, direct)
+	sent := read(t, s, 10, 1<<20)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
+	defer cancel()
+	err := schema.OnServer(ctx, db, "", func(conn *pgx.Conn, server string) error {
+		if _, err := conn.Exec(ctx, "DELETE FROM outbox_pending"); err != nil {
+			t.Error(err)
+		}
+		if err := s.published(ctx, server, sent); err != nil { // it stops here
+			t.Errorf("the next owner: %v", err)
+		}
+		return nil
+	})
+	if err == nil {
+		t.Error("it goes on as if nothing had happened")
 	}
 }
 

@@ -79,8 +79,10 @@ func OnServer(
 			return fn(conn, server)
 		}
 		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-			var server string
-			if err := tx.QueryRow(ctx, "SELECT "+ThisPostgres).Scan(&server); err != nil {
+			var server, most string // as [Bounded]: between two statements of fn its process may stop
+			err := tx.QueryRow(ctx, "SELECT "+ThisPostgres+
+				", set_config('idle_in_transaction_session_timeout', '2s', true)").Scan(&server, &most)
+			if err != nil {
 				return err
 			}
 			return fn(conn, server)
