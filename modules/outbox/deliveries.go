@@ -163,7 +163,7 @@ const unparked = `attempts = 0, since_ms = NULL, next_ms = 0, asked_ms = NULL, p
 func RetryAllHeld(ctx context.Context, db *database.DB, s Subscription) (keys int64, err error) {
 	for shard := range schema.DeliveryShards(db) { // as owners do: the lease, then the keys
 		var n int64
-		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		err := bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 			_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_delivery_lease WHERE target = ? AND shard = ?`+database.ForUpdate(tx),
 				s.ID, shard)
 			if err != nil {
@@ -198,7 +198,7 @@ func DiscardHeld(ctx context.Context, db *database.DB, s Subscription, key strin
 func releaseKey(
 	ctx context.Context, db *database.DB, s Subscription, key string, discard bool, only int64,
 ) (n int64, err error) {
-	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err = bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		// The lease of the shard first, as its owner does, and then the key.
 		var shard, one int
 		var event int64

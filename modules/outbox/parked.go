@@ -73,7 +73,7 @@ func DiscardParked(ctx context.Context, db *database.DB, key string, event int64
 }
 
 func unpark(ctx context.Context, db *database.DB, key string, discard bool, only int64) (n int64, err error) {
-	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err = bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		shard, event, err := lockParked(ctx, tx, key)
 		if err != nil {
 			return err

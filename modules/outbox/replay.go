@@ -102,7 +102,7 @@ func (r *ReplayResult) add(
 ) error {
 	for {
 		var step ReplayResult
-		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+		err := bounded(ctx, db, func(ctx context.Context, tx database.Tx) (err error) {
 			step, err = do(ctx, tx, sel)
 			return err
 		})

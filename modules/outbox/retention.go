@@ -121,7 +121,7 @@ func idleSegment(table string) string {
 // briefly runs a transaction that waits only briefly for locks: everyone else queues after a
 // transaction that waits for an exclusive lock.
 func briefly(ctx context.Context, db *database.DB, fn func(context.Context, database.Tx) error) error {
-	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	return bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
 			return err
 		}

@@ -131,7 +131,7 @@ func Subscribe(ctx context.Context, db *database.DB, s Subscription) (Subscripti
 	if err != nil {
 		return s, fmt.Errorf("add a target: %w", err)
 	}
-	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err = bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		if err := lockTargets(ctx, tx); err != nil {
 			return err
 		}
@@ -256,7 +256,7 @@ func setState(ctx context.Context, db *database.DB, name, verb, state, reason st
 
 func changeSubscription(ctx context.Context, db *database.DB, name, verb string,
 	change func(context.Context, database.Tx, Subscription) error) error {
-	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err := bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		if err := lockTargets(ctx, tx); err != nil {
 			return err
 		}

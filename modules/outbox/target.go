@@ -81,7 +81,7 @@ func AdmitTarget(ctx context.Context, db *database.DB, name string, identity *st
 	if err != nil || is == recorded {
 		return t, err
 	}
-	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err = bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		if err := lockTargets(ctx, tx); err != nil {
 			return err
 		}
@@ -233,6 +233,17 @@ func otherTarget(have []Target, named Target) error {
 		ErrOtherTarget, verb, strings.Join(is, " and "), named, why, first, named)
 }
 
+// bounded runs fn in a transaction with locks for which relays and deliverers wait. If its process stops in the middle,
+// such as a command whose terminal is suspended, the server ends it soon.
+func bounded(ctx context.Context, db *database.DB, fn func(ctx context.Context, tx database.Tx) error) error {
+	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if err := schema.Bounded(ctx, tx, 5*time.Second); err != nil {
+			return err
+		}
+		return fn(ctx, tx)
+	})
+}
+
 // lockTargets serialises changes of the target.
 func lockTargets(ctx context.Context, tx database.Tx) error {
 	_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_setting`+database.ForUpdate(tx))
@@ -291,11 +302,8 @@ func PlanTarget(ctx context.Context, db *database.DB, to Target, shards int) (Ta
 // SetTarget makes the outbox publish to another target. Published events stay where they are;
 // pending ones go to the new target. It fails with [ErrRelaysAlive] while relays run.
 func SetTarget(ctx context.Context, db *database.DB, to Target, shards int) (change TargetChange, err error) {
-	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err = bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
-			if err := schema.Bounded(ctx, tx, 5*time.Second); err != nil {
-				return err
-			}
 			// A relay that starts writes its row here before it reads the target.
 			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_relay IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 				return err
@@ -432,7 +440,7 @@ func Repartitioned(now Target, pinned int) error {
 func AcceptPartitions(
 	ctx context.Context, db *database.DB, name string, identity *string, partitions int,
 ) error {
-	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err := bounded(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		if err := lockTargets(ctx, tx); err != nil {
 			return err
 		}
