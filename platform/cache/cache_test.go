@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -322,6 +323,47 @@ func TestADeadlineEndsACommandToASilentServer(t *testing.T) {
 	_, err = cache.Open(ctx, cache.Config{URL: config.Secret("redis://" + listener.Addr().String())}, cache.Options{})
 	if !cache.IsUnavailable(err) {
 		t.Errorf("a silent server: %v", err)
+	}
+}
+
+// A request takes one or two commands, and its client waits.
+func TestACommandWaitsOnceForASilentServer(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var connections atomic.Int64
+	go func() {
+		for {
+			if _, err := listener.Accept(); err != nil {
+				return
+			}
+			connections.Add(1)
+		}
+	}()
+	t.Cleanup(func() { _ = listener.Close() })
+	url := "redis://" + listener.Addr().String() + "?dial_timeout=200ms&read_timeout=200ms"
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url)}, cache.Options{Untried: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	for name, do := range map[string]func() error{
+		"a command": func() error { return client.Ping(t.Context()).Err() },
+		"a pipeline": func() error {
+			_, err := client.Pipelined(t.Context(), func(p redis.Pipeliner) error { return p.Ping(t.Context()).Err() })
+			return err
+		},
+		"a transaction": func() error {
+			_, err := client.TxPipelined(t.Context(), func(p redis.Pipeliner) error { return p.Ping(t.Context()).Err() })
+			return err
+		},
+	} {
+		connections.Store(0)
+		if err := do(); !cache.IsUnavailable(err) || connections.Load() > 1 {
+			t.Errorf("%s tried over %d connections: %v", name, connections.Load(), err)
+		}
 	}
 }
 

@@ -310,7 +310,11 @@ func (t target) open(o Options, refuse bool) Client {
 		if o.AppName != "" {
 			t.single.ClientName, t.single.OnConnect = "", named(o.AppName)
 		}
-		return redis.NewClient(t.single)
+		client := redis.NewClient(t.single)
+		if t.single.ReadTimeout > 0 { // the client sends a pipeline again after a timeout
+			client.AddHook(guard{within: max(t.single.DialTimeout, t.single.ReadTimeout)})
+		}
+		return client
 	case t.sentinel != nil:
 		d.within = t.sentinel.DialTimeout
 		return openPrimary(t.sentinel, o.AppName, d)
