@@ -177,7 +177,8 @@ func newTargetPause(g *global) *cobra.Command {
 		Use:   "pause NAME",
 		Short: "Send nothing to a target; its events wait",
 		Long: `Send nothing to a target until authctl outbox target resume. Its events wait, and are kept as
-long as it is paused, also past OUTBOX_RETENTION. Attempts under way end.`,
+long as it is paused, also past OUTBOX_RETENTION. Attempts under way end. Those who deliver
+notice within two seconds.`,
 		Example: "  authctl outbox target pause mail",
 		Args:    oneArgument,
 		RunE: g.onTarget(func(ctx context.Context, a *app, name string) error {

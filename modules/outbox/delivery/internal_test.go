@@ -19,6 +19,18 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
+// A pause takes effect, and a new target gets its first event, however long the leases are.
+func TestTargetsAreReadSoonWithAnyLease(t *testing.T) {
+	t.Parallel()
+	for length, want := range map[time.Duration]time.Duration{ // both ends of outbox.lease, and its default
+		time.Second: time.Second / 3, 5 * time.Second: 5 * time.Second / 3, time.Minute: noticeWithin,
+	} {
+		if got := renewEvery(length); got != want {
+			t.Errorf("leases of %v are renewed every %v, want %v", length, got, want)
+		}
+	}
+}
+
 // A target wants none of a thousand events a second. The deliverer looks ten times a second, and at
 // once after a pause.
 func TestLooksThatFindNothingAreSpaced(t *testing.T) {

@@ -29,10 +29,17 @@ type lease struct {
 	flying  atomic.Int32
 }
 
-// keepLeases renews the leases every third of their length.
+// noticeWithin is how soon a deliverer learns what an operator did to a target: it reads the targets when it
+// renews its leases.
+const noticeWithin = 2 * time.Second
+
+// renewEvery is how often leases of a length are renewed.
+func renewEvery(length time.Duration) time.Duration { return min(length/3, noticeWithin) }
+
+// keepLeases renews the leases, and reads the targets.
 func (d *Deliverer) keepLeases(ctx context.Context) {
 	for {
-		wait := d.cfg.Lease / 3
+		wait := renewEvery(d.cfg.Lease)
 		err := d.tick(ctx)
 		if err == nil {
 			d.worked(nil)
