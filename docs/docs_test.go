@@ -171,14 +171,25 @@ func TestEveryErrorCodeIsExplained(t *testing.T) {
 	for _, f := range slices.Concat(auth.Faults(), contact.Faults(), httpserver.Faults()) {
 		codes = append(codes, f.Code)
 	}
+	declared := regexp.MustCompile(`fault\.New\(fault\.\w+, "(\w+)"`)
+	for _, file := range goFiles(t, filepath.Join(root, "modules")) {
+		code, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range declared.FindAllStringSubmatch(string(code), -1) {
+			if !strings.HasSuffix(file, "_test.go") && !slices.Contains(codes, m[1]) {
+				t.Errorf("%s declares the code %s: list it in Faults of its module", file, m[1])
+			}
+		}
+	}
 	p := read(t, "errors.md")
 	var explained []string
 	for _, m := range regexp.MustCompile(`(?m)^### (\S+)$`).FindAllStringSubmatch(p.prose, -1) {
 		explained = append(explained, m[1])
 	}
 	// Faults of the process itself, which belong to no module, by their source.
-	for _, m := range regexp.MustCompile(`fault\.New\(fault\.\w+, "(\w+)"`).FindAllStringSubmatch(source(t,
-		"cmd/authctl"), -1) {
+	for _, m := range declared.FindAllStringSubmatch(source(t, "cmd/authctl"), -1) {
 		codes = append(codes, m[1])
 	}
 	same(t, "the code", codes, explained)

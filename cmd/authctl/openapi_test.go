@@ -132,12 +132,13 @@ func TestOpenAPINamesTheCodesThatThereAre(t *testing.T) {
 	}
 	for _, code := range clientCodes() {
 		if !named[code] {
-			t.Errorf("no operation answers %s", code)
+			t.Errorf("no operation answers %s: name it in its routes, then run: go test ./cmd/authctl -run OpenAPI -update",
+				code)
 		}
 		delete(named, code)
 	}
 	for code := range named {
-		t.Errorf("%s is no code of any module", code)
+		t.Errorf("%s is a code of no module: list it in Faults of its module", code)
 	}
 }
 
