@@ -130,7 +130,7 @@ type Problem struct {
 	RequestID string        `json:"request_id" doc:"The X-Request-Id of the answer: quote it when you ask for help."`
 	Errors    []fault.Field `json:"errors,omitempty" doc:"The invalid fields, for validation_failed."`
 
-	ChallengeID string `json:"challenge_id,omitempty" doc:"For contact_unverified: of the code that was sent."`
+	ChallengeID string `json:"challenge_id,omitempty" doc:"For contact_unverified: identifies the code that was sent."`
 }
 
 // ProblemOf is how a fault is answered.

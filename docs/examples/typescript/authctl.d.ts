@@ -525,7 +525,7 @@ export interface components {
             address: string;
             /**
              * Format: uuid
-             * @description Of the code that was sent.
+             * @description Identifies the code that was sent.
              * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
              */
             challenge_id: string;
@@ -560,28 +560,28 @@ export interface components {
         ChallengeAnswer: {
             /**
              * Format: uuid
-             * @description From the answer that announced the code.
+             * @description The one of the answer that announced the code.
              * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
              */
             challenge_id?: string;
             /**
-             * @description In capitals or not, with or without the hyphen.
+             * @description The code of the message. Case and the hyphen do not matter.
              * @example 7KQM-X2PD
              */
             code?: string;
-            /** @description What follows token= in the fragment of the link; instead of the two others. */
+            /** @description What follows token= in the fragment of the link. Give it instead of the other two. */
             token?: string;
         };
         Code: {
             /**
-             * @description In capitals or not, with or without the hyphen.
+             * @description The code of the message. Case and the hyphen do not matter.
              * @example 7KQM-X2PD
              */
             code: string;
         };
         Contact: {
             /**
-             * @description As messages are sent to it: as typed before the @, in ASCII and lower case after it.
+             * @description Where messages are sent: as typed before the @, in ASCII and lower case after it.
              * @example alice@example.com
              */
             address: string;
@@ -707,7 +707,7 @@ export interface components {
              */
             token_type?: "Bearer";
             /**
-             * @description Which of the two it is.
+             * @description Whether it is an access token or a refresh token.
              * @example access_token
              * @enum {string}
              */
@@ -974,12 +974,12 @@ export interface components {
         PasswordReset: {
             /**
              * Format: uuid
-             * @description From the answer to the request for a code.
+             * @description The one of the answer to the request for a code.
              * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
              */
             challenge_id?: string;
             /**
-             * @description In capitals or not, with or without the hyphen.
+             * @description The code of the message. Case and the hyphen do not matter.
              * @example 7KQM-X2PD
              */
             code?: string;
@@ -989,7 +989,7 @@ export interface components {
              * @example staple battery horse correct
              */
             new_password: string;
-            /** @description What follows token= in the fragment of the link; instead of the two others. */
+            /** @description What follows token= in the fragment of the link. Give it instead of the other two. */
             token?: string;
         };
         Probe: {
@@ -1000,7 +1000,7 @@ export interface components {
             status: "ok";
         };
         Problem: {
-            /** @description For contact_unverified: of the code that was sent. */
+            /** @description For contact_unverified: identifies the code that was sent. */
             challenge_id?: string;
             /** @description For programs. A code never changes its meaning. */
             code: string;
@@ -2639,7 +2639,7 @@ export interface operations {
             header?: {
                 /** @description The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages. */
                 "Auth-Device"?: string;
-                /** @description For an address whose language is not known. */
+                /** @description The language of the message, if that of the address is not known. */
                 "Accept-Language"?: string;
             };
             path?: never;
@@ -3363,7 +3363,7 @@ export interface operations {
                 wait?: string;
                 /** @description Name of the caller: up to 100 printable ASCII characters. authctl verifier list shows it. */
                 verifier?: string;
-                /** @description Random text that the caller's process makes when it starts: up to 64 printable ASCII characters. Processes of the same name then count one by one. Without it they do by their addresses. */
+                /** @description Random text that the caller's process makes when it starts: up to 64 printable ASCII characters. It tells processes of the same name apart; without it their addresses do. */
                 instance?: string;
                 /** @description Version of the caller's program; for people. */
                 version?: string;

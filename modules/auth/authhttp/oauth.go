@@ -101,7 +101,7 @@ var errNoToken = httpserver.OAuthError{
 type Introspection struct {
 	Active    bool                 `json:"active" example:"true"`
 	TokenType string               `json:"token_type,omitempty" enum:"Bearer" example:"Bearer" doc:"Only for an access token (RFC 6749 §5.1): a resource server takes no others."`
-	TokenUse  string               `json:"token_use,omitempty" enum:"access_token,refresh_token" example:"access_token" doc:"Which of the two it is."`
+	TokenUse  string               `json:"token_use,omitempty" enum:"access_token,refresh_token" example:"access_token" doc:"Whether it is an access token or a refresh token."`
 	Subject   string               `json:"sub,omitempty" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10"`
 	Username  string               `json:"username,omitempty" example:"alice"`
 	ClientID  string               `json:"client_id,omitempty" example:"authctl"`

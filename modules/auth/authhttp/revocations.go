@@ -40,7 +40,7 @@ type revocationsInput struct {
 	After       string `query:"after" example:"AQ" doc:"The cursor of the previous answer. Without it the answer begins with everything that has ended and could still be accepted."`
 	Wait        string `query:"wait" pattern:"^[0-9]{0,2}$" example:"0" doc:"Seconds to wait if nothing has ended since: 0 to 30, default 0. For events 1 to 30, default 5: an event comes at least that often."`
 	Verifier    string `query:"verifier" maxLength:"100" example:"orders-3" doc:"Name of the caller: up to 100 printable ASCII characters. authctl verifier list shows it."`
-	Instance    string `query:"instance" maxLength:"64" example:"K7Q2W5XJ3M4N" doc:"Random text that the caller's process makes when it starts: up to 64 printable ASCII characters. Processes of the same name then count one by one. Without it they do by their addresses."`
+	Instance    string `query:"instance" maxLength:"64" example:"K7Q2W5XJ3M4N" doc:"Random text that the caller's process makes when it starts: up to 64 printable ASCII characters. It tells processes of the same name apart; without it their addresses do."`
 	Version     string `query:"version" maxLength:"100" example:"orders 1.4.2" doc:"Version of the caller's program; for people."`
 	Keys        string `query:"keys" example:"lpkJk-MlDxWRkDInAlO2WgoKJQllf958DxvrTfim0kM" doc:"Ids of the signing keys that the caller holds, separated by commas, at most 32. authctl key promote waits until every caller holds the new one."`
 	Accept      string `header:"Accept"`

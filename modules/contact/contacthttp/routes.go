@@ -90,7 +90,7 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 type Contact struct {
 	ID         uuid.UUID `json:"id" example:"0199b7f2-6f40-7000-8000-5b1f6a100c8c"`
 	Kind       string    `json:"kind" example:"email" enum:"email"`
-	Address    string    `json:"address" example:"alice@example.com" doc:"As messages are sent to it: as typed before the @, in ASCII and lower case after it."`
+	Address    string    `json:"address" example:"alice@example.com" doc:"Where messages are sent: as typed before the @, in ASCII and lower case after it."`
 	Verified   bool      `json:"verified" example:"true"`
 	VerifiedAt time.Time `json:"verified_at,omitzero" example:"2026-01-02T15:04:05Z" doc:"Absent if it is not verified."`
 	CreatedAt  time.Time `json:"created_at" example:"2026-01-02T15:04:05Z"`
@@ -132,7 +132,7 @@ type AddedContact struct {
 	Kind        string    `json:"kind" example:"email" enum:"email"`
 	Address     string    `json:"address" example:"alice@example.com"`
 	CreatedAt   time.Time `json:"created_at" example:"2026-01-02T15:04:05Z"`
-	ChallengeID uuid.UUID `json:"challenge_id" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"Of the code that was sent."`
+	ChallengeID uuid.UUID `json:"challenge_id" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"Identifies the code that was sent."`
 }
 
 func (a *api) add(ctx context.Context, who auth.Caller, in addInput) (AddedContact, error) {
@@ -156,7 +156,7 @@ func (a *api) remove(ctx context.Context, who auth.Caller, in contactInput) erro
 
 // Code is what was sent to an address.
 type Code struct {
-	Code *string `json:"code" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
+	Code *string `json:"code" example:"7KQM-X2PD" doc:"The code of the message. Case and the hyphen do not matter."`
 }
 
 type verifyInput struct {
@@ -188,9 +188,9 @@ func (f fromDevice) device() auth.Device {
 
 // ChallengeAnswer shows that somebody can read what was sent to an address.
 type ChallengeAnswer struct {
-	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer that announced the code."`
-	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
-	Token       *string `json:"token,omitempty" doc:"What follows token= in the fragment of the link; instead of the two others."`
+	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"The one of the answer that announced the code."`
+	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"The code of the message. Case and the hyphen do not matter."`
+	Token       *string `json:"token,omitempty" doc:"What follows token= in the fragment of the link. Give it instead of the other two."`
 }
 
 // proof is what the answer shows, or what is wrong with it.
@@ -246,7 +246,7 @@ type ForgottenPassword struct {
 
 type forgotInput struct {
 	fromDevice
-	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"For an address whose language is not known."`
+	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"The language of the message, if that of the address is not known."`
 	Body     ForgottenPassword
 }
 
@@ -273,9 +273,9 @@ func (a *api) forgot(ctx context.Context, in forgotInput) (Challenge, error) {
 
 // PasswordReset is a new password, with the proof whose it is.
 type PasswordReset struct {
-	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer to the request for a code."`
-	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
-	Token       *string `json:"token,omitempty" doc:"What follows token= in the fragment of the link; instead of the two others."`
+	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"The one of the answer to the request for a code."`
+	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"The code of the message. Case and the hyphen do not matter."`
+	Token       *string `json:"token,omitempty" doc:"What follows token= in the fragment of the link. Give it instead of the other two."`
 	NewPassword *string `json:"new_password" example:"staple battery horse correct" format:"password" minLength:"8" maxLength:"256" doc:"The rules of registration apply."`
 }
 
