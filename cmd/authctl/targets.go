@@ -182,10 +182,13 @@ notice within two seconds.`,
 		Example: "  authctl outbox target pause mail",
 		Args:    oneArgument,
 		RunE: g.onTarget(func(ctx context.Context, a *app, name string) error {
-			if err := outbox.PauseTarget(ctx, a.db, name, "an operator paused it"); err != nil {
+			changed, err := outbox.PauseTarget(ctx, a.db, name, "an operator paused it")
+			if err != nil {
 				return err
 			}
-			a.security.Info("target_paused", zap.String("target", name))
+			if changed {
+				a.security.Info("target_paused", zap.String("target", name))
+			}
 			return g.tell(a.cmd.OutOrStdout(), map[string]any{"name": name, "state": "paused"},
 				"nothing is sent to "+name+" until it is resumed; its events wait")
 		}),
@@ -201,10 +204,13 @@ before are tried at once.`,
 		Example: "  authctl outbox target resume mail",
 		Args:    oneArgument,
 		RunE: g.onTarget(func(ctx context.Context, a *app, name string) error {
-			if err := outbox.ResumeTarget(ctx, a.db, name); err != nil {
+			changed, err := outbox.ResumeTarget(ctx, a.db, name)
+			if err != nil {
 				return err
 			}
-			a.security.Info("target_resumed", zap.String("target", name))
+			if changed {
+				a.security.Info("target_resumed", zap.String("target", name))
+			}
 			if err := g.tell(a.cmd.OutOrStdout(), map[string]any{"name": name, "state": "active"},
 				"events are sent to "+name+" again"); err != nil {
 				return err

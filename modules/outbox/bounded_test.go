@@ -58,7 +58,10 @@ func TestNoCommandHoldsUpRelaysForLong(t *testing.T) {
 		}},
 		{"outbox_held_key", func(ctx context.Context) error { _, err := outbox.RetryAllHeld(ctx, db, hook); return err }},
 		{"outbox_held_key", func(ctx context.Context) error { _, err := outbox.RetryHeld(ctx, db, hook, "a"); return err }},
-		{"outbox_subscription", func(ctx context.Context) error { return outbox.PauseTarget(ctx, db, "hook", "x") }},
+		{"outbox_subscription", func(ctx context.Context) error {
+			_, err := outbox.PauseTarget(ctx, db, "hook", "x")
+			return err
+		}},
 		{"outbox_subscription", func(context.Context) error { subscribe(t, db, "other", "*"); return nil }},
 		{"outbox_target", func(ctx context.Context) error {
 			identity := "x"

@@ -228,20 +228,21 @@ func ReplaceSecrets(
 	})
 }
 
-// PauseTarget stops deliveries to a target. Its events wait until [ResumeTarget].
-func PauseTarget(ctx context.Context, db *database.DB, name, reason string) error {
+// PauseTarget stops deliveries to a target, and reports whether there were any. Its events wait until [ResumeTarget].
+func PauseTarget(ctx context.Context, db *database.DB, name, reason string) (changed bool, err error) {
 	return setState(ctx, db, name, "pause", paused, reason)
 }
 
 // ResumeTarget starts deliveries again, in order, beginning with what waits. Keys that were to be
-// tried later are tried at once, as if for the first time: the pause counts for none of them.
-func ResumeTarget(ctx context.Context, db *database.DB, name string) error {
+// tried later are tried at once, as if for the first time: the pause counts for none of them. It reports whether the
+// target was paused.
+func ResumeTarget(ctx context.Context, db *database.DB, name string) (changed bool, err error) {
 	return setState(ctx, db, name, "resume", active, "")
 }
 
-func setState(ctx context.Context, db *database.DB, name, verb, state, reason string) error {
-	return changeSubscription(ctx, db, name, verb, func(ctx context.Context, tx database.Tx, s Subscription) error {
-		if s.State == state {
+func setState(ctx context.Context, db *database.DB, name, verb, state, reason string) (changed bool, err error) {
+	err = changeSubscription(ctx, db, name, verb, func(ctx context.Context, tx database.Tx, s Subscription) error {
+		if changed = s.State != state; !changed {
 			return nil
 		}
 		_, err := tx.ExecContext(ctx, `UPDATE outbox_subscription SET state = ?, reason = ?, since_ms = `+schema.Now(tx)+`
@@ -252,6 +253,7 @@ func setState(ctx context.Context, db *database.DB, name, verb, state, reason st
 		_, err = tx.ExecContext(ctx, `UPDATE outbox_held_key SET `+unparked+` WHERE target = ? AND parked_ms IS NULL`, s.ID)
 		return err
 	})
+	return changed && err == nil, err
 }
 
 func changeSubscription(ctx context.Context, db *database.DB, name, verb string,

@@ -158,18 +158,18 @@ func TestATargetIsPausedOnce(t *testing.T) {
 			}
 			return s
 		}
-		if err := outbox.PauseTarget(t.Context(), db, "hook", "it is gone"); err != nil {
+		if _, err := outbox.PauseTarget(t.Context(), db, "hook", "it is gone"); err != nil {
 			t.Fatal(err)
 		}
 		first := find()
-		if err := outbox.PauseTarget(t.Context(), db, "hook", "an operator paused it"); err != nil {
+		if _, err := outbox.PauseTarget(t.Context(), db, "hook", "an operator paused it"); err != nil {
 			t.Fatal(err)
 		}
 		if again := find(); again.Active() || again.Reason != "it is gone" || !again.Since.Equal(first.Since) {
 			t.Errorf("paused again: %+v", again)
 		}
 		for range 2 {
-			if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+			if _, err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
 				t.Fatal(err)
 			}
 			if s := find(); !s.Active() || s.Reason != "" {

@@ -160,11 +160,11 @@ func TestTimeWithoutAttemptsParksNothing(t *testing.T) {
 	for name, during := range map[string]func(t *testing.T, db *database.DB){
 		"no deliverer": func(t *testing.T, db *database.DB) { moved(t, db, -80*time.Hour) },
 		"a pause": func(t *testing.T, db *database.DB) {
-			if err := outbox.PauseTarget(t.Context(), db, "hook", "for days"); err != nil {
+			if _, err := outbox.PauseTarget(t.Context(), db, "hook", "for days"); err != nil {
 				t.Fatal(err)
 			}
 			moved(t, db, -80*time.Hour)
-			if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+			if _, err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -211,10 +211,10 @@ func TestAnAttemptFromBeforeAResumptionParksNothing(t *testing.T) {
 		outboxtest.AddKeys(t, db, "a")
 		start(t, db, s, quick)
 		<-under
-		if err := outbox.PauseTarget(t.Context(), db, "hook", ""); err != nil {
+		if _, err := outbox.PauseTarget(t.Context(), db, "hook", ""); err != nil {
 			t.Fatal(err)
 		}
-		if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+		if _, err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
 			t.Fatal(err)
 		}
 		close(resumed)

@@ -672,12 +672,12 @@ func TestATargetThatIsGoneIsPausedUntilSomebodyResumesIt(t *testing.T) {
 		mu.Lock()
 		gone = false
 		mu.Unlock()
-		if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+		if _, err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
 			t.Fatal(err)
 		}
 		empty(t, db, "hook")
 		s.expect(t, "hook", "a/1 a/2 a/3")
-		if err := outbox.PauseTarget(t.Context(), db, "nobody", ""); !errors.Is(err, outbox.ErrNoTarget) {
+		if _, err := outbox.PauseTarget(t.Context(), db, "nobody", ""); !errors.Is(err, outbox.ErrNoTarget) {
 			t.Errorf("a target that does not exist: %v", err)
 		}
 	})
@@ -705,7 +705,7 @@ func TestAnAttemptFromBeforeAResumptionPausesNothing(t *testing.T) {
 		outboxtest.AddKeys(t, db, "late", "first")
 		start(t, db, s, quick)
 		testenv.Eventually(t, "the target is paused", func() bool { return !state(t, db, "hook").Active() })
-		if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+		if _, err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
 			t.Fatal(err)
 		}
 		close(late)

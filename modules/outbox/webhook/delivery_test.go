@@ -279,7 +279,7 @@ func TestAReceiverThatIsGonePausesTheTarget(t *testing.T) {
 			return err == nil && s.State == "paused" && strings.Contains(s.Reason, "410")
 		})
 		close(back)
-		if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+		if _, err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
 			t.Fatal(err)
 		}
 		for _, key := range []string{"a", "b"} {
