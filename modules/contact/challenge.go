@@ -82,7 +82,7 @@ func typedCode(typed string) string {
 		if r >= '！' && r <= '～' {
 			r -= '！' - '!'
 		}
-		if r == '-' || r == ' ' || r > '~' {
+		if r == '-' || r <= ' ' || r > '~' {
 			return -1
 		}
 		return r

@@ -545,7 +545,8 @@ func TestOneOfManyUsesAChallenge(t *testing.T) {
 
 func TestACodeMayBeTypedInManyWays(t *testing.T) {
 	t.Parallel()
-	for _, typed := range []string{"ABCD-2345", "abcd2345", " abcd 2345 ", "ABCD–2345", "ＡＢＣＤ－２３４５", "ａｂｃｄ　２３４５"} {
+	for _, typed := range []string{"ABCD-2345", "abcd2345", " abcd 2345 ", "ABCD–2345", "ＡＢＣＤ－２３４５", "ａｂｃｄ　２３４５",
+		"\tABCD-2345\r\n"} {
 		if got := typedCode(typed); got != "ABCD2345" {
 			t.Errorf("%q is taken for %q", typed, got)
 		}

@@ -19,7 +19,7 @@ type RegisterRequest struct {
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password" minLength:"8" maxLength:"256" doc:"Length counts Unicode code points after NFC. The minimum is a setting; 8 is its default."`
 	Email      string  `json:"email,omitempty" example:"alice@example.com" maxLength:"254" doc:"Becomes a contact, and gets a code that verifies it. If absent, a username that is an address may take its place."`
 	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown in the list of sessions; derived from the user agent if absent."`
-	Transport  string  `json:"transport,omitempty" enum:"body,cookie" doc:"Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read."`
+	Transport  *string `json:"transport,omitempty" enum:"body,cookie" doc:"Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read."`
 }
 
 type registerInput struct {
@@ -68,7 +68,7 @@ type LoginRequest struct {
 	Username   *string `json:"username" example:"alice" doc:"White space at both ends is ignored."`
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password"`
 	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown in the list of sessions; derived from the user agent if absent."`
-	Transport  string  `json:"transport,omitempty" enum:"body,cookie" doc:"Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read."`
+	Transport  *string `json:"transport,omitempty" enum:"body,cookie" doc:"Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read."`
 }
 
 type loginInput struct {

@@ -67,11 +67,11 @@ func (p pages) admit(b httpserver.Browser) error {
 }
 
 // wanted reports whether a sign-in asks for the cookie, and refuses one that cannot have it.
-func (p pages) wanted(transport string, b httpserver.Browser) (bool, error) {
+func (p pages) wanted(transport *string, b httpserver.Browser) (bool, error) {
 	switch {
-	case transport == "" || transport == inBody:
+	case transport == nil || *transport == inBody:
 		return false, nil
-	case transport != inCookie:
+	case *transport != inCookie:
 		return false, auth.ErrValidation.Field("transport", "invalid_value", "must be body or cookie, or left out")
 	case p.name == "":
 		return false, auth.ErrValidation.Field("transport", "needs_https",

@@ -481,7 +481,7 @@ func TestTheTransportIsOneThatThereIs(t *testing.T) {
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
 		s := newSite(t)
 		name, _ := s.register()
-		for _, transport := range []string{"Cookie", "cookies", "header", " cookie", "body,cookie"} {
+		for _, transport := range []string{"", "Cookie", "cookies", "header", " cookie", "body,cookie"} {
 			a := s.do("POST", "/api/v1/auth/login",
 				map[string]string{"username": name, "password": goodPassword, "transport": transport})
 			s.expect(a, 400, "validation_failed")
