@@ -33,11 +33,12 @@ const (
 // Each process uses at most two connections for this, however many people sign in. The lock is held for one
 // round trip. Nothing waits for the disk: a crash may lose the counts of the last second.
 type postgres struct {
-	db      *database.DB
-	rules   rules
-	timeout time.Duration
-	clock   func() time.Time // instead of the database's own; nil but in tests
-	batch   *batch.Batcher[operation, answer]
+	db       *database.DB
+	rules    rules
+	timeout  time.Duration
+	patience time.Duration    // for a batch that carries the operation of a sign-in
+	clock    func() time.Time // instead of the database's own; nil but in tests
+	batch    *batch.Batcher[operation, answer]
 	reach
 }
 
@@ -57,26 +58,33 @@ type answer struct {
 }
 
 func newPostgres(db *database.DB, r rules, timeout time.Duration, now func() time.Time, log *zap.Logger) *postgres {
-	p := &postgres{db: db, rules: r, timeout: timeout, reach: reach{engine: "postgres", now: now, log: log}}
+	p := &postgres{db: db, rules: r, timeout: timeout, patience: turnPatience,
+		reach: reach{engine: "postgres", now: now, log: log}}
 	p.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 2, MaxBatch: 64, Timeout: timeout},
 		p.ask)
 	return p
 }
 
 func (p *postgres) begin(ctx context.Context, k keys) (verdict, error) {
-	a, err := p.do(ctx, operation{k.ids(k.known), true, func(d decision) answer { return answer{verdict: d.begin(k)} }})
+	crowded := ErrCrowded
+	if k.device != (id{}) { // its owner need not wait for strangers
+		crowded = errAway
+	}
+	op := operation{k.ids(k.known), true, func(d decision) answer { return answer{verdict: d.begin(k)} }}
+	a, err := p.do(ctx, op, p.patience, crowded)
 	return a.verdict, err
 }
 
 func (p *postgres) finish(ctx context.Context, k keys, in tier, how outcome, known, owner id) (result, error) {
 	a, err := p.do(ctx, operation{k.ids(known, owner), false, func(d decision) answer {
 		return answer{result: d.finish(k, in, how, known, owner)}
-	}})
+	}}, commandTimeout, errAway) // longer than any flood: a failure that is not shared is a guess for free
 	return a.result, err
 }
 
 func (p *postgres) take(ctx context.Context, i id) (time.Duration, error) {
-	a, err := p.do(ctx, operation{[]id{i}, true, func(d decision) answer { return answer{wait: d.take(i)} }})
+	op := operation{[]id{i}, true, func(d decision) answer { return answer{wait: d.take(i)} }}
+	a, err := p.do(ctx, op, p.patience, errAway)
 	return a.wait, err
 }
 
@@ -103,19 +111,22 @@ func (k keys) ids(others ...id) []id {
 }
 
 // do runs an operation of a sign-in. The error is [errAway] if the caller must go on without the database,
-// and that of ctx if the caller has left.
-func (p *postgres) do(ctx context.Context, op operation) (answer, error) {
+// that of ctx if the caller has left, and crowded if others were asked for all the time that patience allows, which
+// is no fault of the database.
+func (p *postgres) do(ctx context.Context, op operation, patience time.Duration, crowded error) (answer, error) {
 	if !p.usable() {
 		return answer{}, errAway
 	}
-	bounded, cancel := context.WithTimeout(ctx, p.timeout)
+	bounded, cancel := context.WithTimeout(ctx, patience+p.timeout)
 	defer cancel()
-	a, err := p.batch.Do(bounded, op)
-	if err != nil && ctx.Err() != nil {
+	a, err := p.batch.Do(bounded, op) // a batch takes no longer than the timeout
+	switch {
+	case err != nil && ctx.Err() != nil:
 		return answer{}, ctx.Err() // says nothing about the database
-	}
-	if errors.Is(err, batch.ErrClosed) {
+	case errors.Is(err, batch.ErrClosed):
 		return answer{}, errAway
+	case err != nil && bounded.Err() != nil && p.up():
+		return answer{}, crowded
 	}
 	p.note(err)
 	if err != nil {

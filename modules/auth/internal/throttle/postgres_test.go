@@ -2,6 +2,7 @@ package throttle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/batch"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -392,6 +394,59 @@ func TestASilentPostgresHoldsUpOneSignInASecond(t *testing.T) {
 		signIn(t, l, Attempt{Account: "alice", Address: address(1)})
 		return l.shared.up()
 	})
+}
+
+// In a flood operations wait for those of others. A stranger whose turn does not come is refused: if each process judged
+// alone instead, many servers would allow many more guesses. PostgreSQL does not count as away.
+func TestAStrangerWhomNoBatchCarriesIsRefused(t *testing.T) {
+	t.Parallel()
+	w := onPostgres(t)
+	l, err := New(defaults(t), Options{Secret: w.secret, Now: w.clock.now, DB: dbtest.Open(t, w.postgres)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	device := signIn(t, l, Attempt{Account: "alice", Address: address(1)})
+	store := l.shared.(*postgres)
+	store.patience = time.Millisecond
+	release, taken := make(chan struct{}), make(chan struct{}, 2)
+	store.batch.Close()
+	store.batch = batch.New(batch.Config{Linger: time.Millisecond, Concurrency: 2, MaxBatch: 1,
+		Timeout: testenv.Patience}, func(ctx context.Context, asked []operation) ([]answer, error) {
+		select {
+		case <-release:
+		default:
+			taken <- struct{}{}
+			<-release
+		}
+		return store.ask(ctx, asked)
+	})
+	var others sync.WaitGroup
+	for range 2 {
+		others.Go(func() {
+			_, err := store.batch.Do(t.Context(), operation{nil, true, func(decision) answer { return answer{} }})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	<-taken
+	<-taken
+	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(2)}); !errors.Is(err, ErrCrowded) {
+		t.Errorf("a stranger without a turn: %v", err)
+	}
+	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(3), DeviceToken: device}); err != nil {
+		t.Errorf("a known device without a turn: %v", err)
+	}
+	if !store.up() {
+		t.Error("PostgreSQL counts as away")
+	}
+	close(release)
+	others.Wait()
+	store.patience = testenv.Patience
+	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(2)}); err != nil {
+		t.Errorf("with a turn: %v", err)
+	}
 }
 
 func TestARoleWithoutRightsCountsAlone(t *testing.T) {
