@@ -332,6 +332,29 @@ func TestWokenForAKeyItAsksOneShard(t *testing.T) {
 	}
 }
 
+// Nobody can add an event while the number of shards changes: a process that is suspended then must not stop everybody.
+func TestAChangeOfTheShardsThatStopsIsEnded(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	for _, statement := range []string{
+		`CREATE TABLE seen (bound text)`,
+		`CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			INSERT INTO seen VALUES (current_setting('idle_in_transaction_session_timeout')); RETURN NULL; END $$`,
+		`CREATE TRIGGER look AFTER INSERT ON outbox_shard FOR EACH STATEMENT EXECUTE FUNCTION look()`,
+	} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := PrepareFirst(t.Context(), db, Config{Shards: 48}.withDefaults()); err != nil {
+		t.Fatal(err)
+	}
+	var bound string
+	if err := db.QueryRowContext(t.Context(), `SELECT bound FROM seen`).Scan(&bound); err != nil || bound != "5s" {
+		t.Errorf("it would be ended after %q, %v", bound, err)
+	}
+}
+
 // A partition may be busy whenever all shards are asked, with batches of those that the relay is woken for. Its other
 // shards are asked between two of them.
 func TestABusyPartitionIsNotPassedOver(t *testing.T) {

@@ -319,6 +319,10 @@ func (r *Relay) tryOpen(ctx context.Context) error {
 // number of shards, so that changes only while no event waits and nobody writes.
 func (r *Relay) adopt(ctx context.Context) error {
 	return r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		// Writers wait while the number changes.
+		if err := schema.Bounded(ctx, tx, 5*time.Second); err != nil {
+			return err
+		}
 		var shards int
 		err := tx.QueryRowContext(ctx, `SELECT shards FROM outbox_setting`+database.ForUpdate(tx)).Scan(&shards)
 		if err != nil {
