@@ -17,9 +17,9 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
-	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -38,16 +38,12 @@ const testSecret = "a secret of the tests that is long enough for everything"
 
 // testConfig uses the cheapest hashes, since hashing is not under test.
 func testConfig() Config {
-	return Config{
-		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second,
-		MaxSessions: 50, SessionLimit: "evict-oldest", UsernameProfile: "ascii",
-		Token: token.Config{
-			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: []string{"test"},
-			ClientID: "test", AccessTTL: 5 * time.Hour,
-		},
-		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Workers: 2, QueueWait: time.Minute},
-		Throttle: throttle.Config{},
-	}
+	return config.WithDefaults(Config{
+		RefreshGrace: 10 * time.Second,
+		Token: token.Config{Secret: testSecret, Issuer: "https://auth.test", Audience: []string{"test"},
+			ClientID: "test"},
+		Password: password.Config{BcryptCost: 4, Workers: 2, QueueWait: time.Minute},
+	})
 }
 
 // each runs the test on every combination of backends: SQLite, PostgreSQL, PostgreSQL with Redis.

@@ -87,8 +87,8 @@ func everything(t *testing.T, env *testEnv) []emitted {
 				t.Fatal(err)
 			}
 		}
+		env.lockOuts.queued.Wait() // they are announced after the answers, and at once in any order
 	}
-	env.lockOuts.queued.Wait() // they are announced after the answers
 	ok(env.DeleteUser(t.Context(), user.ID))
 	_, leaver := env.newUser(t)
 	ok(env.DeleteOwn(t.Context(), env.caller(t, leaver), goodPassword, phone()))

@@ -22,6 +22,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/password"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/httpserver"
@@ -60,19 +61,17 @@ func eachWay(t *testing.T, test func(t *testing.T, newSite func(*testing.T) *sit
 func newSite(t *testing.T, start httpservertest.Start) *site {
 	t.Helper()
 	digest := sha256.Sum256([]byte(clientSecret))
-	cfg := auth.Config{
-		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: time.Minute,
-		MaxSessions:  50,
-		SessionLimit: "evict-oldest", UsernameProfile: "ascii",
+	cfg := config.WithDefaults(auth.Config{
+		RefreshGrace: time.Minute,
 		Clients: []string{"gateway:" + hex.EncodeToString(digest[:]), "https://api.example:8443/x:" +
 			hex.EncodeToString(digest[:]), "100%+:" + hex.EncodeToString(digest[:])},
 		Token: token.Config{
-			Secret: "a secret of the tests that is long enough for everything", Algorithm: token.ES256,
-			Issuer: issuer, Audience: []string{"test"}, ClientID: "test", AccessTTL: time.Hour,
+			Secret: "a secret of the tests that is long enough for everything", Issuer: issuer,
+			Audience: []string{"test"}, ClientID: "test", AccessTTL: time.Hour,
 		},
 		Throttle: throttle.Config{Limits: throttle.Limits{DeviceTTL: 2 * time.Hour}},
-		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Workers: 2, QueueWait: time.Minute},
-	}
+		Password: password.Config{BcryptCost: 4, Workers: 2, QueueWait: time.Minute},
+	})
 	db := dbtest.SQLite(t)
 	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: db})
 	if err != nil {
