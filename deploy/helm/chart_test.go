@@ -1056,6 +1056,9 @@ func TestMistakesAreRefused(t *testing.T) {
 		"operator.serviceMonitor needs operator.exposed": func(v map[string]any) {
 			at(v, "operator")["exposed"] = false
 		},
+		"operator.prometheusRule needs operator.exposed": func(v map[string]any) {
+			at(v, "operator")["exposed"], at(v, "operator")["serviceMonitor"] = false, false
+		},
 	} {
 		v := values(t, "standard")
 		change(v)

@@ -175,6 +175,9 @@ and of the mail server after that, as a relay does. */ -}}
 {{- if and (not .Values.operator.exposed) .Values.operator.serviceMonitor -}}
 {{- fail "operator.serviceMonitor needs operator.exposed: Prometheus could not reach the listener" -}}
 {{- end -}}
+{{- if and (not .Values.operator.exposed) .Values.operator.prometheusRule -}}
+{{- fail "operator.prometheusRule needs operator.exposed: without metrics AuthctlOutboxNoRelay always fires" -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* The secret settings of a component, as YAML. Relays send webhooks and mails: the secrets of webhooks
