@@ -396,8 +396,8 @@ func TestASilentPostgresHoldsUpOneSignInASecond(t *testing.T) {
 	})
 }
 
-// In a flood operations wait for those of others. A stranger whose turn does not come is refused: if each process judged
-// alone instead, many servers would allow many more guesses. PostgreSQL does not count as away.
+// In a flood operations wait for those of others. A stranger whose turn does not come is refused: if each process
+// judged alone instead, many servers would allow many more guesses. PostgreSQL does not count as away.
 func TestAStrangerWhomNoBatchCarriesIsRefused(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)
