@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
 	"sync/atomic"
 )
 
@@ -26,8 +27,19 @@ type openFile struct {
 	lost  atomic.Bool  // another file was copied into it
 }
 
-// newOpenFile makes the file if there is none.
+// openHere are the files that this process has open.
+var openHere sync.Map
+
+// newOpenFile makes the file if there is none. While this process has the file open that was there before, both would
+// use one -wal, and lose commits.
 func newOpenFile(path string) (*openFile, error) {
+	if _, err := os.Stat(path + "-shm"); err == nil {
+		for other := range openHere.Range {
+			if f := other.(*openFile); f.path == path && f.check() != nil && !f.lost.Load() {
+				return nil, errReplaced{path, false}
+			}
+		}
+	}
 	left := walLeft(path) // before looking at the file: one that is being made has none yet
 	if _, err := os.Stat(path); left && errors.Is(err, fs.ErrNotExist) {
 		return nil, errMissing(path)
@@ -52,6 +64,7 @@ func newOpenFile(path string) (*openFile, error) {
 		return nil, errors.Join(err, f.file.Close())
 	}
 	f.users.Add(1)
+	openHere.Store(f, nil)
 	return f, nil
 }
 
@@ -121,6 +134,7 @@ func (f *openFile) overwritten() bool {
 func (f *openFile) release() error {
 	switch f.users.Add(-1) {
 	case 0:
+		openHere.Delete(f)
 		return f.file.Close()
 	case 1: // only the pool is left: now others may do with it what they like
 		f.wal.Store(false)

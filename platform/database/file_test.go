@@ -293,6 +293,51 @@ func TestACommitToTheFileInThePlaceIsNotTaken(t *testing.T) {
 	}
 }
 
+// A host that opens what is in the place before it closes the former database would lose what it commits there.
+func TestTheFileInThePlaceIsOpenedAfterTheFormerIsClosed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, copied := filepath.Join(dir, "authctl.db"), filepath.Join(dir, "copy.db")
+	open := func() (*database.DB, error) {
+		return database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path)}, database.Options{})
+	}
+	former, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{"CREATE TABLE a (n integer)", "VACUUM INTO '" + copied + "'",
+		"INSERT INTO a VALUES (1)", "PRAGMA wal_checkpoint(TRUNCATE)"} {
+		if _, err := former.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Rename(copied, path); err != nil {
+		t.Fatal(err)
+	}
+	if db, err := open(); err == nil || database.Remedy(err, database.AnyTask) == "" {
+		t.Errorf("opened beside the former: %v, %v", db, err)
+	}
+	if err := former.Close(); err != nil {
+		t.Error(err)
+	}
+	for want := range 3 {
+		db, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n int
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n); err != nil || n != want {
+			t.Errorf("%d rows of %d, %v", n, want, err)
+		}
+		if _, err := db.ExecContext(t.Context(), "INSERT INTO a VALUES (2)"); err != nil {
+			t.Error(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // After a crash the -wal has what the file lacks. SQLite would delete it where the file is missing, and bring it into a
 // backup that is put in its place.
 func TestTheWALOfAnotherFileIsRefused(t *testing.T) {
