@@ -91,6 +91,12 @@ func (o *inspectOptions) run(cmd *cobra.Command, text string) error {
 	if o.verifier.url == "" && (o.verifier.client != "" || o.verifier.secretFile != "") {
 		return misuse{errors.New("--client and --client-secret-file go with --as-verifier")}
 	}
+	for flag, value := range map[string]string{"--jwks": o.jwks, "--as-verifier": o.verifier.url} {
+		if strings.Contains(value, "://") && strings.Contains(value, "@") { // errors show the URL
+			return misuse{errors.New(flag + " has an @: leave the user and password out of the URL, since others on " +
+				"the machine can see it, and what is there is public")}
+		}
+	}
 	if text == "-" {
 		line, err := bufio.NewReaderSize(io.LimitReader(cmd.InOrStdin(), 64<<10), 64<<10).ReadString('\n')
 		if err != nil && !errors.Is(err, io.EOF) {
