@@ -95,7 +95,7 @@ func try(ctx context.Context, client Client, server Server) (problem *Problem, g
 		switch failed := reply.Err(); {
 		case failed == nil:
 			taken = true
-		case code(failed) == "CLUSTERDOWN" && strings.Contains(failed.Error(), "not served"):
+		case IsCluster(client) && code(failed) == "CLUSTERDOWN" && strings.Contains(failed.Error(), "not served"):
 			gap = failed
 		case err == nil:
 			err = failed
@@ -105,7 +105,7 @@ func try(ctx context.Context, client Client, server Server) (problem *Problem, g
 	case err == nil && (gap == nil || taken):
 		return nil, gap
 	case err == nil:
-		return refusal(gap), nil
+		err, gap = gap, nil
 	}
 	return why(ctx, client, server, err), gap
 }
