@@ -268,10 +268,10 @@ func openSQLite(path string, conns int) (*DB, error) {
 			"foreign_keys(1)",
 		},
 	}
-	address := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}
+	address := url.URL{Scheme: "file", Opaque: (&url.URL{Path: file.at}).EscapedPath(), RawQuery: q.Encode()}
 	connector, err := sqlite.NewConnector(address.String())
 	if err != nil {
-		return nil, fmt.Errorf("open the database file: %w", err)
+		return nil, fmt.Errorf("open the database file: %w", errors.Join(err, file.release(1, 0)))
 	}
 	sqldb := sql.OpenDB(file.only(connector))
 	sqldb.SetMaxOpenConns(connections(conns))

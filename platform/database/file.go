@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 )
@@ -18,26 +19,42 @@ import (
 // new file would live.
 type openFile struct {
 	path   string
+	at     string // the same from whichever folder the process works in
 	opened fs.FileInfo
-	// While it is open, no other file gets the number by which this one is known. It is closed after the connections:
-	// closing a file gives up all locks that the process has on it, and so those of SQLite.
+	// While it is open, no other file gets the number by which this one is known.
 	file  *os.File
-	users atomic.Int64 // the connections, and the pool
-	wal   atomic.Bool  // its header was seen to say that it has a -wal
-	lost  atomic.Bool  // another file was copied into it
+	pools int64 // guarded by openHere
+	conns atomic.Int64
+	wal   atomic.Bool // its header was seen to say that it has a -wal
+	lost  atomic.Bool // another file was copied into it
 }
 
-// openHere are the files that this process has open.
-var openHere sync.Map
+// openHere are the files that this process has open, each once: closing a file gives up all locks that the process has
+// on it, and so those of SQLite.
+var openHere = struct {
+	sync.Mutex
+	files map[*openFile]bool
+}{files: map[*openFile]bool{}}
 
 // newOpenFile makes the file if there is none. While this process has the file open that was there before, both would
 // use one -wal, and lose commits.
 func newOpenFile(path string) (*openFile, error) {
-	if _, err := os.Stat(path + "-shm"); err == nil {
-		for other := range openHere.Range {
-			if f := other.(*openFile); f.path == path && f.check() != nil && !f.lost.Load() {
-				return nil, errReplaced{path, false}
-			}
+	at, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	openHere.Lock()
+	defer openHere.Unlock()
+	is, errIs := os.Stat(at)
+	_, errSHM := os.Stat(at + "-shm")
+	for f := range openHere.files {
+		switch {
+		case f.lost.Load():
+		case errIs == nil && os.SameFile(f.opened, is):
+			f.pools++
+			return f, nil
+		case f.at == at && errSHM == nil:
+			return nil, errReplaced{path, false}
 		}
 	}
 	left := walLeft(path) // before looking at the file: one that is being made has none yet
@@ -56,15 +73,14 @@ func newOpenFile(path string) (*openFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &openFile{path: path}
+	f := &openFile{path: path, at: at, pools: 1}
 	if f.file, err = os.Open(path); err != nil {
 		return nil, err
 	}
 	if f.opened, err = os.Stat(path); err != nil {
 		return nil, errors.Join(err, f.file.Close())
 	}
-	f.users.Add(1)
-	openHere.Store(f, nil)
+	openHere.files[f] = true
 	return f, nil
 }
 
@@ -101,7 +117,7 @@ func (e *strayWAL) Error() string { return e.found }
 
 // check returns an error if the path does not lead to the open file any more. It takes about a microsecond.
 func (f *openFile) check() error {
-	is, err := os.Stat(f.path)
+	is, err := os.Stat(f.at)
 	switch {
 	case f.lost.Load(), f.overwritten():
 		return errReplaced{f.path, true}
@@ -116,7 +132,7 @@ func (f *openFile) check() error {
 // that VACUUM INTO has made: its header does not say that there is a -wal. Nobody else can take that out of the header
 // while this process has connections.
 func (f *openFile) overwritten() bool {
-	if f.users.Load() < 2 {
+	if f.conns.Load() == 0 {
 		return false
 	}
 	var header [20]byte
@@ -130,16 +146,20 @@ func (f *openFile) overwritten() bool {
 	return f.lost.Load()
 }
 
-// release is called once for each user.
-func (f *openFile) release() error {
-	switch f.users.Add(-1) {
-	case 0:
-		openHere.Delete(f)
-		return f.file.Close()
-	case 1: // only the pool is left: now others may do with it what they like
-		f.wal.Store(false)
+// release is called once for each pool and for each connection.
+func (f *openFile) release(pools, conns int64) error {
+	openHere.Lock()
+	defer openHere.Unlock()
+	f.pools -= pools
+	if f.conns.Add(-conns) > 0 {
+		return nil
 	}
-	return nil
+	f.wal.Store(false) // now others may do with it what they like
+	if f.pools > 0 {
+		return nil
+	}
+	delete(openHere.files, f)
+	return f.file.Close()
 }
 
 // errReplaced says that the database file is not the one that was opened. The open one may come back, unless another
@@ -178,12 +198,12 @@ func (c fileConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		_ = conn.Close() // nothing was done on it
 		return nil, err
 	}
-	c.file.users.Add(1)
+	c.file.conns.Add(1)
 	return fileConn{conn.(sqliteConn), c.file}, nil
 }
 
 // Close implements [io.Closer]. It is called with the pool's.
-func (c fileConnector) Close() error { return c.file.release() }
+func (c fileConnector) Close() error { return c.file.release(1, 0) }
 
 // sqliteConn is what connections of the driver are.
 type sqliteConn interface {
@@ -209,8 +229,8 @@ func (c fileConn) Close() error {
 	if c.file.lost.Load() {
 		return nil
 	}
-	defer func() { _ = c.file.release() }()
-	if gone != nil && !openElsewhere(c.file.path) {
+	defer func() { _ = c.file.release(0, 1) }()
+	if gone != nil && !openElsewhere(c.file.at) {
 		for _, statement := range []string{"PRAGMA busy_timeout(0)", "PRAGMA wal_checkpoint(TRUNCATE)"} {
 			_, _ = c.ExecContext(context.Background(), statement, nil)
 		}

@@ -162,6 +162,43 @@ func TestAFileThatIsCopiedOverTheOpenOneStaysAsItIs(t *testing.T) {
 	}
 }
 
+// A host may open its database twice, and change its folder. Closing a file gives up all locks of the process on it: the
+// next program would take the database for its own, and its -wal away.
+func TestAFileThatIsOpenTwiceStaysLocked(t *testing.T) {
+	program := testenv.Program(t, "install the package sqlite3", "sqlite3")
+	t.Chdir(t.TempDir())
+	open := func() *database.DB {
+		t.Helper()
+		db, err := database.Open(t.Context(), database.Config{URL: "sqlite:authctl.db"}, database.Options{})
+		if err == nil {
+			_, err = db.ExecContext(t.Context(), "CREATE TABLE IF NOT EXISTS a (n integer)")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+	first := open()
+	for range 2 { // opening it once more and closing that, in either order
+		second := open()
+		if err := first.Close(); err != nil {
+			t.Fatal(err)
+		}
+		first = second
+		out, err := exec.CommandContext(t.Context(), program, "authctl.db", "PRAGMA journal_mode=DELETE").CombinedOutput()
+		if !strings.Contains(string(out), "locked") {
+			t.Errorf("another program takes it: %s, %v", out, err)
+		}
+	}
+	t.Chdir(t.TempDir())
+	if _, err := first.ExecContext(t.Context(), "INSERT INTO a VALUES (1)"); err != nil {
+		t.Errorf("from another folder: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Whoever puts another file in the place of the open one, or moves that away, and then restarts, finds all that was
 // written to either. SQLite leaves the -wal of the open one behind: it would be brought into the other file, which is
 // damaged then, or be deleted if there is none.
