@@ -71,6 +71,7 @@ func (v asVerifier) inspect(ctx context.Context, text string) (auth.TokenReport,
 	if err := fetchJSON(ctx, place, "", "", &server); err != nil {
 		return auth.TokenReport{}, fmt.Errorf("fetch the metadata: %w", err)
 	}
+	server.JWKSURI, server.Feed = v.onServer(server.JWKSURI), v.onServer(server.Feed)
 	if err := v.check(server); err != nil {
 		return auth.TokenReport{}, fmt.Errorf("the metadata at %s: %w", place, err)
 	}
@@ -97,6 +98,15 @@ func (v asVerifier) inspect(ctx context.Context, text string) (auth.TokenReport,
 		return auth.TokenReport{}, err // no verdict: the session may have ended
 	}
 	return report, nil
+}
+
+// onServer is where an endpoint of the issuer is on the one server that is asked.
+func (v asVerifier) onServer(endpoint string) string {
+	rest, below := strings.CutPrefix(endpoint, strings.TrimRight(v.issuer, "/")+"/")
+	if v.issuer == "" || !below {
+		return endpoint
+	}
+	return strings.TrimRight(v.url, "/") + "/" + rest
 }
 
 // check refuses metadata that a verifier refuses (RFC 8414 §3.3): of another issuer, or with

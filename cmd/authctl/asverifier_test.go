@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -59,6 +61,36 @@ func TestAVerifierBelievesNoMetadata(t *testing.T) {
 	_, err := asVerifier{url: base, issuer: "http://named"}.inspect(t.Context(), "x.y.z")
 	if err == nil || !strings.Contains(err.Error(), `not "http://named"`) {
 		t.Errorf("another issuer than the one named: %v", err)
+	}
+}
+
+// Who asks one server wants to know what that one says, and may not even reach the others.
+func TestTheServerThatIsNamedIsAsked(t *testing.T) {
+	t.Parallel()
+	const metadata = `{"issuer":"https://auth.invalid/path","jwks_uri":"https://auth.invalid/path/keys",` +
+		`"revocation_feed_endpoint":"https://auth.invalid/path/feed"}`
+	var asked []string
+	one := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		text := map[string]string{"/keys": `{"keys":[]}`,
+			"/feed": `{"cursor":"a","as_of":"2026-01-02T15:04:05Z","revocations":[]}`}[r.URL.Path]
+		_, _ = io.WriteString(w, cmp.Or(text, metadata)) // the command may have gone
+	}))
+	defer one.Close()
+	v := asVerifier{url: one.URL, issuer: "https://auth.invalid/path"}
+	if report, err := v.inspect(t.Context(), "x.y.z"); err != nil || report.Valid {
+		t.Errorf("%+v, %v", report, err)
+	}
+	v.client = "orders"
+	if err := v.apply(t.Context(), v.onServer("https://auth.invalid/path/feed"), "s", &auth.TokenReport{}); err != nil {
+		t.Error(err)
+	}
+	want := []string{"/.well-known/oauth-authorization-server", "/keys", "/feed"}
+	if !slices.Equal(asked, want) {
+		t.Errorf("asked %q", asked)
+	}
+	if got := v.onServer("https://auth.invalid/pathological"); got != "https://auth.invalid/pathological" {
+		t.Errorf("an endpoint elsewhere became %s", got)
 	}
 }
 
