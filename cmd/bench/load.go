@@ -28,24 +28,28 @@ const (
 // interrupted ends what is measured: the run was stopped.
 var interrupted atomic.Bool
 
-// load runs do on n workers, with their numbers, for the duration. Latencies are those of the
+// warmPart is the part of a load that comes before what is measured: the clients connect meanwhile.
+const warmPart = 6
+
+// load runs do on n workers, with their numbers, for the duration and its warming up. Latencies are those of the
 // successful calls.
 func load(workers int, d time.Duration, do func(worker int) outcome) result {
 	var mu sync.Mutex
 	var all []time.Duration
 	var shed, failed atomic.Int64
 	var group sync.WaitGroup
-	begin := time.Now()
+	begin := time.Now().Add(d / warmPart)
 	end := begin.Add(d)
 	for w := range workers {
 		group.Go(func() {
 			var mine []time.Duration
 			for time.Now().Before(end) && !interrupted.Load() {
 				start := time.Now()
-				switch do(w) {
-				case done:
+				switch got := do(w); {
+				case time.Now().Before(begin) && got != wrong:
+				case got == done:
 					mine = append(mine, time.Since(start))
-				case later:
+				case got == later:
 					shed.Add(1)
 				default:
 					failed.Add(1)

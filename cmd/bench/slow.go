@@ -5,15 +5,11 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/toppira/authctl/platform/engines"
 )
@@ -58,10 +54,6 @@ func slowDisk(d time.Duration) (env []string, remove func() error, err error) {
 // burnerCommand makes this program take a part of each core, in percent: see [slowCPU].
 const burnerCommand = "burner"
 
-// burnFor is the length of a burner's turn including its pause: so short that work of some
-// milliseconds becomes evenly slower instead of stopping and going.
-const burnFor = 500 * time.Microsecond
-
 // slowCPU leaves everything on the machine a part of each core, in percent, until restore is called.
 func slowCPU(percent int) (restore func() error, err error) {
 	self, err := os.Executable()
@@ -87,43 +79,6 @@ func slowCPU(percent int) (restore func() error, err error) {
 			restore())
 	}
 	return restore, nil
-}
-
-// runBurner takes its turn on each core before anything else does, and then pauses, until its input ends.
-func runBurner(left string) error {
-	percent, err := strconv.Atoi(left)
-	if err != nil || percent < 10 || percent > 100 {
-		return fmt.Errorf("--slow-cpu is the percentage of each core that is left, 10 to 100: %q is not", left)
-	}
-	burn := burnFor * time.Duration(100-percent) / 100
-	ready := make(chan error, runtime.NumCPU())
-	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
-	for core := range runtime.NumCPU() {
-		go func() { // for the life of the process
-			runtime.LockOSThread()
-			var one unix.CPUSet
-			one.Set(core)
-			first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
-			err := errors.Join(unix.SchedSetaffinity(0, &one), unix.SchedSetAttr(0, &first, 0))
-			if ready <- err; err != nil {
-				return
-			}
-			pause := unix.NsecToTimespec((burnFor - burn).Nanoseconds())
-			for {
-				for begin := time.Now(); time.Since(begin) < burn; {
-				}
-				_ = unix.Nanosleep(&pause, nil)
-			}
-		}()
-	}
-	for range runtime.NumCPU() {
-		if err := <-ready; err != nil {
-			return err
-		}
-	}
-	fmt.Println("burning")
-	_, err = io.Copy(io.Discard, os.Stdin)
-	return err
 }
 
 // slowMachine makes the machine of a run as slow as the options say. A PostgreSQL with a slow disk is named
