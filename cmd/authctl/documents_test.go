@@ -156,6 +156,9 @@ func TestEveryExampleIsALineThatWorks(t *testing.T) {
 				}
 				args := target.Flags().Args()
 				if strings.Contains(line, "xargs") { // xargs adds an argument
+					if !strings.Contains(line, "xargs -r") {
+						t.Errorf("%s: without -r it is misused where nothing is listed", line)
+					}
 					if err := target.ValidateArgs(append(args, "one")); err == nil {
 						continue
 					}

@@ -131,7 +131,7 @@ func newKeyPromote(g *global) *cobra.Command {
 verifier has had time to fetch a key set with the new key, and until each one that
 follows /oauth2/revocations (authctl verifier list) says that it holds the key. --force does not
 wait: verifiers with an older set then refuse new tokens until they fetch it again.`,
-		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl " +
+		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -rn1 authctl " +
 			"key promote",
 		Args: oneArgument,
 		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, args []string) error {
@@ -156,7 +156,7 @@ func newKeyRetire(g *global) *cobra.Command {
 access tokens that the key signed can be live: servers record with the key how long its
 tokens live, so the settings of this command do not matter. --force does not wait: those tokens are
 refused from then on, and their clients must refresh.`,
-		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"retiring\").kid' | xargs -n1 authctl " +
+		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"retiring\").kid' | xargs -rn1 authctl " +
 			"key retire",
 		Args: oneArgument,
 		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, args []string) error {
@@ -182,7 +182,7 @@ the staged key that was published first replaces it, or else a new key. If its
 tokens can be live, the command asks on a terminal and needs --yes or --force elsewhere.
 
 It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
-		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl " +
+		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -rn1 authctl " +
 			"key revoke",
 		Args: oneArgument,
 		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, args []string) error {

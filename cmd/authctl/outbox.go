@@ -588,7 +588,7 @@ func (c *chosenTarget) notParked(ctx context.Context, a *app, key string) error 
 
 // pasteParked is an example that works when pasted: for each key that is parked for the log.
 func pasteParked(command string) string {
-	return "  authctl outbox parked list --target log -o json | jq -r '.[].key' | xargs -n1 " + command
+	return "  authctl outbox parked list --target log -o json | jq -r '.[].key' | xargs -rn1 " + command
 }
 
 func newParkedShow(g *global) *cobra.Command {

@@ -227,8 +227,8 @@ func newTargetRemove(g *global) *cobra.Command {
 		Short: "Remove a webhook and what waits for it",
 		Long: `Remove a webhook and what waits for it. The events themselves stay: other targets get them, and
 authctl outbox replay can send them to a new webhook until OUTBOX_RETENTION is over.`,
-		Example: "  authctl outbox target list -o json | jq -r '.[] | select(.kind == \"webhook\").name' | xargs -n1 " +
-			"authctl outbox target remove --yes",
+		Example: "  authctl outbox target list -o json | jq -r '.[] | select(.kind == \"webhook\").name' | " +
+			"xargs -rn1 authctl outbox target remove --yes",
 		Args: oneArgument,
 		RunE: g.onTarget(func(ctx context.Context, a *app, name string) error {
 			s, err := outbox.FindSubscription(ctx, a.db, name)
