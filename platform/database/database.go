@@ -81,6 +81,11 @@ func (c Config) CheckFiles(report func(path, problem string)) {
 // isForeign reports whether a file has content that does not begin like a database.
 func isForeign(path string) bool {
 	const magic = "SQLite format 3\x00"
+	openHere.Lock()
+	defer openHere.Unlock()
+	if is, err := os.Stat(path); err == nil && openAs(is) != nil {
+		return false
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return false // missing: it is created
@@ -189,9 +194,11 @@ func (c Config) Exists(dataDir string) bool {
 	if c.UsesPostgres() {
 		return true
 	}
-	path := c.sqlitePath(dataDir)
-	_, err := os.Stat(path)
-	return !errors.Is(err, fs.ErrNotExist) || walLeft(path)
+	place, err := placeOf(c.sqlitePath(dataDir))
+	if err == nil {
+		_, err = os.Stat(place)
+	}
+	return !errors.Is(err, fs.ErrNotExist) || place != "" && walLeft(place)
 }
 
 // Describe names the database for a person, without credentials.
@@ -268,7 +275,7 @@ func openSQLite(path string, conns int) (*DB, error) {
 			"foreign_keys(1)",
 		},
 	}
-	address := url.URL{Scheme: "file", Opaque: (&url.URL{Path: file.at}).EscapedPath(), RawQuery: q.Encode()}
+	address := url.URL{Scheme: "file", Opaque: (&url.URL{Path: file.place}).EscapedPath(), RawQuery: q.Encode()}
 	connector, err := sqlite.NewConnector(address.String())
 	if err != nil {
 		return nil, fmt.Errorf("open the database file: %w", errors.Join(err, file.release(1, 0)))

@@ -1,6 +1,7 @@
 package database
 
 import (
+	"cmp"
 	"context"
 	"database/sql/driver"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // openFile is the file of SQLite that the process has open. SQLite does not notice that it was removed or
@@ -20,10 +22,11 @@ import (
 type openFile struct {
 	path   string
 	at     string // the same from whichever folder the process works in
+	place  string // where that led: SQLite has the -wal and -shm beside it
 	opened fs.FileInfo
 	// While it is open, no other file gets the number by which this one is known.
 	file  *os.File
-	pools int64 // guarded by openHere
+	pools int64 // and connections that are being made; guarded by openHere
 	conns atomic.Int64
 	wal   atomic.Bool // its header was seen to say that it has a -wal
 	lost  atomic.Bool // another file was copied into it
@@ -36,6 +39,16 @@ var openHere = struct {
 	files map[*openFile]bool
 }{files: map[*openFile]bool{}}
 
+// openAs returns what this process has open as the file; nil: nothing. Caller holds openHere.
+func openAs(is fs.FileInfo) *openFile {
+	for f := range openHere.files {
+		if is != nil && os.SameFile(f.opened, is) {
+			return f
+		}
+	}
+	return nil
+}
+
 // newOpenFile makes the file if there is none. While this process has the file open that was there before, both would
 // use one -wal, and lose commits.
 func newOpenFile(path string) (*openFile, error) {
@@ -43,45 +56,63 @@ func newOpenFile(path string) (*openFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	openHere.Lock()
-	defer openHere.Unlock()
-	is, errIs := os.Stat(at)
-	_, errSHM := os.Stat(at + "-shm")
-	for f := range openHere.files {
-		switch {
-		case f.lost.Load():
-		case errIs == nil && os.SameFile(f.opened, is):
-			f.pools++
-			return f, nil
-		case f.at == at && errSHM == nil:
-			return nil, errReplaced{path, false}
-		}
-	}
-	left := walLeft(path) // before looking at the file: one that is being made has none yet
-	if _, err := os.Stat(path); left && errors.Is(err, fs.ErrNotExist) {
-		return nil, errMissing(path)
-	}
-	// SQLite would create its files with the umask's mode. Created here, the file belongs to the
-	// owner alone, and so do its -wal and -shm, which copy the mode.
-	made, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil && left {
-		err = checkWAL(path, made)
-	}
-	if made != nil {
-		err = errors.Join(err, made.Close())
-	}
+	place, err := placeOf(at)
 	if err != nil {
 		return nil, err
 	}
-	f := &openFile{path: path, at: at, pools: 1}
-	if f.file, err = os.Open(path); err != nil {
+	openHere.Lock()
+	defer openHere.Unlock()
+	is, _ := os.Stat(place)
+	if f := openAs(is); f != nil && f.lost.Load() { // SQLite has kept its connections, and so what it knows of a -wal
+		return nil, errReplaced{path, true}
+	} else if f != nil {
+		f.pools++
+		return f, nil
+	}
+	_, errSHM := os.Stat(place + "-shm")
+	for f := range openHere.files {
+		if f.place == place && errSHM == nil && !f.lost.Load() {
+			return nil, errReplaced{path, false}
+		}
+	}
+	left := walLeft(place) // before looking at the file: one that is being made has none yet
+	if _, err := os.Stat(place); left && errors.Is(err, fs.ErrNotExist) {
+		return nil, errMissing(place)
+	}
+	// SQLite would create its files with the umask's mode. Created here, the file belongs to the
+	// owner alone, and so do its -wal and -shm, which copy the mode.
+	f := &openFile{path: path, at: at, place: place, pools: 1}
+	if f.file, err = os.OpenFile(place, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, err
 	}
-	if f.opened, err = os.Stat(path); err != nil {
+	if f.opened, err = f.file.Stat(); err == nil && left {
+		err = checkWAL(place, f.file)
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.file.Close())
 	}
 	openHere.files[f] = true
 	return f, nil
+}
+
+// placeOf follows links as SQLite does. The folder must be there, but not the file.
+func placeOf(path string) (string, error) {
+	for range 40 {
+		dir, name := filepath.Split(path)
+		dir, err := filepath.EvalSymlinks(cmp.Or(dir, "."))
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(dir, name)
+		to, err := os.Readlink(path)
+		if err != nil { // it is no link
+			return path, nil
+		}
+		if path = to; !filepath.IsAbs(to) {
+			path = dir + string(filepath.Separator) + to
+		}
+	}
+	return "", &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
 }
 
 // walLeft reports whether a file has, or had, commits that are only in its -wal.
@@ -117,14 +148,31 @@ func (e *strayWAL) Error() string { return e.found }
 
 // check returns an error if the path does not lead to the open file any more. It takes about a microsecond.
 func (f *openFile) check() error {
-	is, err := os.Stat(f.at)
 	switch {
 	case f.lost.Load(), f.overwritten():
 		return errReplaced{f.path, true}
-	case err == nil && !os.SameFile(f.opened, is) || errors.Is(err, fs.ErrNotExist):
+	case !f.isAt(f.at):
 		return errReplaced{f.path, false}
 	}
-	return nil // other errors, such as a folder that may not be searched, say nothing about the file
+	return nil
+}
+
+// isAt reports whether the open file is in a place, as far as that can be told.
+func (f *openFile) isAt(place string) bool {
+	is, err := os.Stat(place)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist) // others, as of a folder that may not be searched, say nothing about it
+	}
+	return os.SameFile(f.opened, is)
+}
+
+// isOthers reports whether another file is in the place of the open one, and somebody has a database of SQLite open
+// there. This process may not even look at what it has open itself: its locks would end.
+func (f *openFile) isOthers() bool {
+	openHere.Lock()
+	defer openHere.Unlock()
+	is, err := os.Stat(f.place)
+	return err == nil && (openAs(is) != nil || openElsewhere(f.place))
 }
 
 // overwritten reports whether another file was copied into this one, as cp does. SQLite would go on with pages of
@@ -144,6 +192,17 @@ func (f *openFile) overwritten() bool {
 		f.lost.Store(true)
 	}
 	return f.lost.Load()
+}
+
+// hold keeps it open while a connection is made, which SQLite would else have without a lock.
+func (f *openFile) hold() error {
+	openHere.Lock()
+	defer openHere.Unlock()
+	if !openHere.files[f] {
+		return fs.ErrClosed
+	}
+	f.pools++
+	return nil
 }
 
 // release is called once for each pool and for each connection.
@@ -186,6 +245,10 @@ type fileConnector struct {
 
 // Connect implements [driver.Connector].
 func (c fileConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	if err := c.file.hold(); err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.file.release(1, 0) }()
 	// SQLite would bring the -wal of the open file into another one.
 	if err := c.file.check(); err != nil {
 		return nil, err
@@ -225,12 +288,12 @@ type fileConn struct {
 // file was copied into the open one, nothing may go there any more: SQLite does not hear of the end, and the -wal
 // stays.
 func (c fileConn) Close() error {
-	gone := c.file.check()
+	_ = c.file.check()
 	if c.file.lost.Load() {
 		return nil
 	}
 	defer func() { _ = c.file.release(0, 1) }()
-	if gone != nil && !openElsewhere(c.file.at) {
+	if !c.file.isAt(c.file.place) && !c.file.isOthers() {
 		for _, statement := range []string{"PRAGMA busy_timeout(0)", "PRAGMA wal_checkpoint(TRUNCATE)"} {
 			_, _ = c.ExecContext(context.Background(), statement, nil)
 		}

@@ -156,9 +156,13 @@ func TestAFileThatIsCopiedOverTheOpenOneStaysAsItIs(t *testing.T) {
 	if is, err := os.ReadFile(path); err != nil || !bytes.Equal(is, backup) {
 		t.Errorf("the copy was changed, %v", err)
 	}
-	if _, err := database.Open(t.Context(), cfg, database.Options{}); err == nil ||
-		!strings.Contains(database.Remedy(err, database.AnyTask), "move the -wal away") {
-		t.Errorf("beside the -wal: %v", err)
+	// SQLite has kept the connections, and would go on with what it knows of the -wal.
+	if err := errors.Join(os.Remove(path+"-wal"), os.Remove(path+"-shm")); err != nil {
+		t.Error(err)
+	}
+	if _, err := database.Open(t.Context(), cfg, database.Options{}); !database.IsUnavailable(err) ||
+		!strings.Contains(database.Remedy(err, database.AnyTask), "stop what uses it") {
+		t.Errorf("in the same process: %v", err)
 	}
 }
 
@@ -195,6 +199,47 @@ func TestAFileThatIsOpenTwiceStaysLocked(t *testing.T) {
 		t.Errorf("from another folder: %v", err)
 	}
 	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The other program would also get it when this one looks at the file, to check its settings or to learn who else has
+// it open.
+func TestAnOpenFileIsNotLookedAt(t *testing.T) {
+	t.Parallel()
+	program := testenv.Program(t, "install the package sqlite3", "sqlite3")
+	path := filepath.Join(t.TempDir(), "data", "authctl.db")
+	cfg := database.Config{URL: config.Secret("sqlite:" + path)}
+	open := func() *database.DB {
+		t.Helper()
+		db, err := database.Open(t.Context(), cfg, database.Options{})
+		if err == nil {
+			_, err = db.ExecContext(t.Context(), "CREATE TABLE IF NOT EXISTS a (n integer)")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+	former := open()
+	if err := os.Rename(filepath.Dir(path), filepath.Dir(path)+".away"); err != nil {
+		t.Fatal(err)
+	}
+	db := open()
+	for range 10 { // whatever else is remembered
+		if err := open().Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	cfg.CheckFiles(func(path, problem string) { t.Errorf("%s %s", path, problem) })
+	if err := former.Close(); err != nil {
+		t.Error(err)
+	}
+	out, err := exec.CommandContext(t.Context(), program, path, "PRAGMA journal_mode=DELETE").CombinedOutput()
+	if !strings.Contains(string(out), "locked") {
+		t.Errorf("another program takes it: %s, %v", out, err)
+	}
+	if err := db.Close(); err != nil {
 		t.Error(err)
 	}
 }
@@ -334,11 +379,15 @@ func TestACommitToTheFileInThePlaceIsNotTaken(t *testing.T) {
 func TestTheFileInThePlaceIsOpenedAfterTheFormerIsClosed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	path, copied := filepath.Join(dir, "authctl.db"), filepath.Join(dir, "copy.db")
-	open := func() (*database.DB, error) {
+	path, copied := filepath.Join(dir, "data", "authctl.db"), filepath.Join(dir, "copy.db")
+	linked := filepath.Join(dir, "link", "authctl.db")
+	if err := os.Symlink("data", filepath.Dir(linked)); err != nil {
+		t.Fatal(err)
+	}
+	open := func(path string) (*database.DB, error) {
 		return database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path)}, database.Options{})
 	}
-	former, err := open()
+	former, err := open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,14 +400,16 @@ func TestTheFileInThePlaceIsOpenedAfterTheFormerIsClosed(t *testing.T) {
 	if err := os.Rename(copied, path); err != nil {
 		t.Fatal(err)
 	}
-	if db, err := open(); err == nil || database.Remedy(err, database.AnyTask) == "" {
-		t.Errorf("opened beside the former: %v, %v", db, err)
+	for _, name := range []string{path, linked} {
+		if db, err := open(name); err == nil || database.Remedy(err, database.AnyTask) == "" {
+			t.Errorf("opened beside the former: %v, %v", db, err)
+		}
 	}
 	if err := former.Close(); err != nil {
 		t.Error(err)
 	}
 	for want := range 3 {
-		db, err := open()
+		db, err := open([]string{path, linked}[want%2])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -418,7 +469,11 @@ func TestTheWALOfAnotherFileIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		cfg := database.Config{URL: config.Secret("sqlite:" + path)}
+		link := filepath.Join(t.TempDir(), "link.db") // SQLite has the -wal beside the file, not beside a link to it
+		if err := os.Symlink(path, link); err != nil {
+			t.Fatal(err)
+		}
+		cfg := database.Config{URL: config.Secret("sqlite:" + link)}
 		if !cfg.Exists("") {
 			t.Errorf("%s: nobody would look", test.name)
 		}
