@@ -91,6 +91,8 @@ func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 		// A pooler has its own number for each client.
 		if string(last.Rows[0][1]) != strconv.FormatUint(uint64(conn.PID()), 10) {
 			pooler.Store(true)
+		} else if _, err := conn.Exec(ctx, "SET "+boundIdle).ReadAll(); err != nil {
+			return fmt.Errorf("set up the connection: %w", err)
 		}
 		// After a fail-over the old primary may answer, read-only. Only a server that takes writes
 		// can be used, whatever target_session_attrs says.
@@ -100,6 +102,10 @@ func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 		return nil
 	}
 }
+
+// boundIdle is how long a transaction keeps its locks if its process stops between two statements, because its machine
+// was suspended or lost its power, or its network was cut: the server ends it then. Others wait for the locks.
+const boundIdle = "idle_in_transaction_session_timeout = '5s'"
 
 // readOnlyError says that a server takes no writes, as a standby does.
 type readOnlyError struct{ server string }

@@ -316,6 +316,8 @@ func IsPostgres(db IDB) bool { return db.isPostgres() }
 // a statement on db inside a transaction waits for the transaction itself. Nothing slow
 // belongs in fn: no hashing, no Redis, no Kafka.
 //
+// PostgreSQL ends a transaction whose process does nothing for five seconds.
+//
 // fn runs again when PostgreSQL rolled the transaction back in favour of another, as in a
 // deadlock. What it leaves outside the transaction must not depend on an earlier run.
 //
@@ -348,6 +350,11 @@ func (db *DB) transaction(ctx context.Context, fn func(ctx context.Context, tx T
 			_ = tx.Rollback()
 		}
 	}()
+	if db.Pooled() { // what was set on a connection may be set on another one
+		if _, err := tx.ExecContext(ctx, "SET LOCAL "+boundIdle); err != nil {
+			return stopped(ctx, err)
+		}
+	}
 	if err := fn(ctx, Tx{statements{tx, db.postgres}, tx}); err != nil {
 		return stopped(ctx, err)
 	}

@@ -84,3 +84,22 @@ func TestAPoolerMayHandConnectionsOn(t *testing.T) {
 		t.Errorf("only %d connections were handed out", len(backends))
 	}
 }
+
+// A process may stop in the middle of a transaction: its machine is suspended, or its network is cut.
+func TestNoTransactionIsOpenForLongWithoutAStatement(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.PostgresURL(t)
+	for name, db := range map[string]*database.DB{
+		"direct": dbtest.Open(t, dsn), "pooled": dbtest.Open(t, dbtest.PgBouncer(t, dsn)),
+	} {
+		for range 3 { // connections change
+			var bound string
+			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+				return tx.QueryRowContext(ctx, "SHOW idle_in_transaction_session_timeout").Scan(&bound)
+			})
+			if err != nil || bound != "5s" {
+				t.Errorf("%s: it is open for %q, %v", name, bound, err)
+			}
+		}
+	}
+}

@@ -182,7 +182,12 @@ func Begin(t testing.TB, db *database.DB) (tx database.Tx, end func(commit bool)
 	begun, commit, ended := make(chan database.Tx), make(chan bool, 1), make(chan error, 1)
 	rollback := errors.New("rollback")
 	go func() {
-		ended <- db.Tx(context.WithoutCancel(t.Context()), func(_ context.Context, tx database.Tx) error {
+		ended <- db.Tx(context.WithoutCancel(t.Context()), func(ctx context.Context, tx database.Tx) error {
+			if db.IsPostgres() {
+				if _, err := tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0"); err != nil {
+					return err
+				}
+			}
 			begun <- tx
 			if !<-commit {
 				return rollback
