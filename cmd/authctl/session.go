@@ -230,7 +230,7 @@ func (o *revokeOptions) run(cmd *cobra.Command) error {
 			if everybody {
 				fmt.Fprintln(cmd.ErrOrStderr(), "every session that the store does not know of would end too")
 			}
-			filter.Everybody = false
+			filter.Everybody, filter.Expired = false, true
 			return o.listSessions(cmd, a.auth, filter)
 		}
 		if everybody {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // However a session was ended, the inspection says of both its tokens that the session was revoked.
@@ -72,6 +74,19 @@ func TestASessionThatIsTooOldIsExpiredEverywhere(t *testing.T) {
 		}
 		if err := lowered.EndSession(t.Context(), other, who.SessionID); !errors.Is(err, ErrSessionNotFound) {
 			t.Errorf("ending it: %v", err)
+		}
+		listed := 0
+		count := func(list []Session) error { listed += len(list); return nil }
+		one := SessionFilter{ID: uuid.NullUUID{UUID: who.SessionID, Valid: true}}
+		for _, f := range []SessionFilter{{UserID: uuid.NullUUID{UUID: who.User.ID, Valid: true}}, one} {
+			if err := lowered.FindSessions(t.Context(), f, count); err != nil || listed > 0 {
+				t.Errorf("operators see %d sessions, %v", listed, err)
+			}
+		}
+		// Its access token is live.
+		ended, err := lowered.RevokeSessions(t.Context(), one)
+		if err != nil || ended.Sessions != 1 {
+			t.Errorf("an operator ends %d sessions, %v", ended.Sessions, err)
 		}
 	})
 }

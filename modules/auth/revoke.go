@@ -136,6 +136,7 @@ func (s *Service) removeEndedRecords(ctx context.Context) {
 
 // revokeFound ends the sessions that the filter selects from the store.
 func (s *Service) revokeFound(ctx context.Context, f SessionFilter) (done Revoked, err error) {
+	f.Expired = true
 	err = s.FindSessions(ctx, f, func(found []Session) error {
 		for portion := range slices.Chunk(found, revokeBatch) {
 			begun := time.Now()

@@ -41,6 +41,9 @@ type SessionFilter struct {
 	ID     uuid.NullUUID
 	IP     netip.Prefix // of the latest use
 	Before time.Time    // last used before
+
+	// Expired adds those that a lowered auth.session_max_age has ended since they began: their access tokens can live.
+	Expired bool
 }
 
 // foundBatch is how many records are compared with the database at a time.
@@ -55,7 +58,7 @@ func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func([]S
 		if err != nil {
 			return err
 		}
-		return fn(live)
+		return fn(slices.DeleteFunc(live, func(one Session) bool { return one.expired && !f.Expired }))
 	}
 	if f.UserID.Valid {
 		records, err := s.sessions.List(ctx, f.UserID.UUID)
