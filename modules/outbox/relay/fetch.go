@@ -35,7 +35,7 @@ func (w partitionWorker) share(idle int) int {
 func (r *Relay) wake(hashes []int32) {
 	r.mu.Lock()
 	for _, h := range hashes {
-		r.woken[int(h)%r.cfg.Shards] = true
+		r.woken[int(h)%cmp.Or(r.shards, r.cfg.Shards)] = true
 	}
 	r.all = r.all || len(hashes) == 0
 	r.mu.Unlock()

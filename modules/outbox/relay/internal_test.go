@@ -310,6 +310,11 @@ func TestWokenForAKeyItAsksOneShard(t *testing.T) {
 	check("woken for three", asked(false), 5, 7)
 	check("once more", asked(false))
 
+	r.shards = 8 // another relay has changed it
+	r.wake([]int32{8 + 5})
+	check("woken for one of eight", asked(false), 5)
+	r.shards = 0
+
 	r.workers[1].busy = true
 	r.wake([]int32{5, 7})
 	check("one partition is busy", asked(false), 7)
@@ -330,6 +335,31 @@ func TestWokenForAKeyItAsksOneShard(t *testing.T) {
 	if r.wake(nil); !r.due(false) || r.due(false) {
 		t.Error("woken without a key, all shards are to be asked once")
 	}
+}
+
+// Another relay may change the number of shards while no event waits.
+func TestHintsFollowTheNumberOfShards(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		r, err := New(db, &counting{partitions: 4, seen: make(chan Record, 1)}, Config{Lease: time.Second}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer start(t, r)()
+		has := func(shards int) {
+			t.Helper()
+			testenv.Eventually(t, "the relay knows the number of shards", func() bool {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				return r.shards == shards && len(r.held) == shards
+			})
+		}
+		has(96)
+		if err := (&Relay{db: db, cfg: Config{Shards: 12}.withDefaults()}).adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		has(12)
+	})
 }
 
 // Nobody can add an event while the number of shards changes: a process that is suspended then must not stop everybody.

@@ -101,6 +101,7 @@ func (r *Relay) tick(ctx context.Context) error {
 
 type tickResult struct {
 	nowMS    int64
+	shards   int
 	server   string // the database server that answered
 	living   int
 	claims   []claim // held now
@@ -139,13 +140,12 @@ func (r *Relay) tickTx(
 	if err != nil {
 		return res, err
 	}
-	var total int
-	if err = tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard`).Scan(&total); err != nil {
+	if err = tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard`).Scan(&res.shards); err != nil {
 		return res, err
 	}
 	res.living = len(living)
-	share := total / max(1, len(living))
-	if slices.IndexFunc(living, func(l schema.Living) bool { return l.ID == r.id }) < total%max(1, len(living)) {
+	share := res.shards / max(1, len(living))
+	if slices.IndexFunc(living, func(l schema.Living) bool { return l.ID == r.id }) < res.shards%max(1, len(living)) {
 		share++
 	}
 
@@ -329,6 +329,7 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 			gone++
 		}
 	}
+	r.shards = res.shards
 	r.until.Renew(asked, r.cfg.Lease)
 	partitions := map[int]bool{}
 	for id := range r.held {

@@ -66,6 +66,7 @@ type Relay struct {
 	seen schema.Sightings // of the other relays; only keepLeases uses it
 
 	mu      sync.Mutex
+	shards  int          // how many there were when the leases were renewed; 0: as many as set
 	woken   map[int]bool // shards that may have new pending events
 	all     bool         // any shard may
 	held    map[int]*shard
