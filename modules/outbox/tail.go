@@ -157,7 +157,10 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 
 // sightings are the events that were read last. Another server may be a standby that had not received all events, and
 // gives the ids of those that are lost to other events: these tell what it has.
-type sightings []sighting
+type sightings struct {
+	list  []sighting
+	older bool // there may have been others before them
+}
 
 type sighting struct {
 	id    int64
@@ -169,40 +172,44 @@ const mostSightings = 1000
 
 // begin takes the newest events that there are.
 func (s *sightings) begin(ctx context.Context, db *database.DB) (err error) {
-	*s, _, err = s.read(ctx, db, "true ORDER BY id DESC LIMIT ?", mostSightings)
+	s.list, _, err = readSightings(ctx, db, "true ORDER BY id DESC LIMIT ?", mostSightings)
+	s.older = len(s.list) == mostSightings
 	return err
 }
 
 func (s *sightings) add(id int64, event string) {
-	*s = append(*s, sighting{id, event})
-	if len(*s) >= 2*mostSightings {
-		*s = slices.Clone((*s)[len(*s)-mostSightings:])
+	s.list = append(s.list, sighting{id, event})
+	if len(s.list) >= 2*mostSightings {
+		s.list, s.older = slices.Clone(s.list[len(s.list)-mostSightings:]), true
 	}
 }
 
 // on is the highest id of an event that another server has as well, and the server that says so. Where it has none of
-// them, the time tells when the newest was written: its clock may be another one.
+// them, and had others, the time tells when the newest was written: its clock may be another one.
 func (s *sightings) on(ctx context.Context, db *database.DB, newest int64) (id int64, server string, err error) {
-	ids := make([]int64, len(*s))
-	for i, one := range *s {
+	ids := make([]int64, len(s.list))
+	for i, one := range s.list {
 		ids[i] = one.id
 	}
-	there, server, err := s.read(ctx, db, "id IN (?)", database.List(ids))
+	there, server, err := readSightings(ctx, db, "id IN (?)", database.List(ids))
 	for _, one := range there {
-		if slices.Contains(*s, one) {
+		if slices.Contains(s.list, one) {
 			id = max(id, one.id)
 		}
 	}
 	if err == nil && id == 0 {
+		if !s.older {
+			newest = 0 // all that it has are new
+		}
 		err = db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0), `+schema.ThisServer(db)+` FROM outbox_event
 			WHERE created_ms <= ?`, newest).Scan(&id, &server)
 	}
 	return id, server, err
 }
 
-func (s *sightings) read(
+func readSightings(
 	ctx context.Context, db *database.DB, where string, arg any,
-) (list sightings, server string, err error) {
+) (list []sighting, server string, err error) {
 	list, err = database.Collect(ctx, db, "read events", func(row database.Row) (one sighting, err error) {
 		err = row.Scan(&one.id, &one.event, &server)
 		return one, err

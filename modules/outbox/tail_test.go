@@ -191,6 +191,48 @@ func TestFollowingShowsIDsThatAreGivenAgain(t *testing.T) {
 	}
 }
 
+// A standby that had received none of the events that there are: those that it gets are the first, whatever its clock
+// says.
+func TestFollowingShowsTheFirstEventsOfAnEmptyStandby(t *testing.T) {
+	t.Parallel()
+	server := outboxtest.StartPostgres(t, "fsync = off")
+	db := dbtest.Open(t, server.URL)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	outboxtest.AddKeys(t, db, "lost", "lost")
+	ctx, stop := context.WithTimeout(t.Context(), testenv.Patience)
+	defer stop()
+	seen := map[string]int{}
+	promoted := func(error) {
+		server.Start(t)
+		testenv.Eventually(t, "the database", func() bool { return db.PingContext(t.Context()) == nil })
+		do := func(statement string) {
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		do(`DELETE FROM outbox_pending`)
+		do(`DELETE FROM outbox_event`)
+		do(`SELECT setval('outbox_event_id', 1, false)`)
+		outboxtest.AddKeys(t, db, "first", "second", "last")
+		do(`UPDATE outbox_event SET created_ms = created_ms - 3600000`)
+	}
+	err := outbox.Tail(ctx, db, outbox.TailOptions{Follow: true, From: 1, Away: promoted}, func(e outbox.Entry) error {
+		seen[e.Key]++
+		switch {
+		case seen["lost"] == 2 && len(seen) == 1:
+			server.Crash(t)
+		case e.Key == "last":
+			stop()
+		}
+		return nil
+	})
+	if err != nil || fmt.Sprint(seen) != "map[first:1 last:1 lost:2 second:1]" {
+		t.Errorf("seen %v, %v", seen, err)
+	}
+}
+
 // Who shows events may take his time. What comes after a page may then be of another server, although no read has
 // failed: the connections that are gone were replaced by others who use them.
 func TestFollowingLooksAtTheServerOfEachPage(t *testing.T) {
