@@ -526,6 +526,9 @@ func bracket(address string) string { return "<" + address + ">" }
 // one about the recipient only means that the mail is tried until it has expired.
 var passing = regexp.MustCompile(`(?i)^5\.(7\.\d|1\.[78]\b|4\.5\b|2\.2\b)|\(#5\.7\.|\brelay|\bsend(er|as|ing)|\bnot verified\b`)
 
+// tooLarge matches an answer that the mail has too many bytes (RFC 3463). 552 alone mostly means a full mailbox.
+var tooLarge = regexp.MustCompile(`^5\.(3\.4|2\.3)\b`)
+
 // addresses are those that an answer repeats: strangers choose them, and any word may be in them.
 var addresses = regexp.MustCompile(`\S+@\S+`)
 
@@ -544,7 +547,8 @@ func classify(err error) error {
 	if !answered || answer.Code < 500 {
 		return err
 	}
-	if answer.Code == 552 || passing.MatchString(addresses.ReplaceAllString(answer.Msg, "")) {
+	if answer.Code == 552 && !tooLarge.MatchString(answer.Msg) ||
+		passing.MatchString(addresses.ReplaceAllString(answer.Msg, "")) {
 		return err
 	}
 	switch answer.Code {

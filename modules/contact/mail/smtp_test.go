@@ -198,6 +198,9 @@ func TestARefusalOfUsIsNoneOfTheRecipient(t *testing.T) {
 		{"RCPT", 550, "5.4.1 Recipient address rejected: Access denied.", "refused"}, // Microsoft
 		{"RCPT", 550, "5.1.1 The email account that you tried to reach does not exist. Please try double-checking " +
 			"the recipient's email address for typos or unnecessary spaces.", "refused"}, // Gmail
+		{"end of DATA", 552, "5.3.4 Error: message file too big", "refused"},                         // Postfix
+		{"end of DATA", 552, "5.2.3 Your message exceeded Google's message size limits.", "refused"}, // Gmail
+		{"end of DATA", 552, "Quota exceeded", "again"},
 		{"RCPT", 552, "5.2.2 The email account that you tried to reach is over quota.", "again"},         // Gmail
 		{"end of DATA", 554, "delivery error: dd This user doesn't have a yahoo.com account", "refused"}, // Yahoo
 	} {
