@@ -148,10 +148,10 @@ serve checks all templates when it starts, and so does authctl mail preview.`,
 		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			written, err := mail.Export(args[0])
-			if err != nil {
+			if err != nil && len(written) == 0 {
 				return err
 			}
-			return g.tell(cmd.OutOrStdout(), written, strings.Join(written, "\n"))
+			return errors.Join(g.tell(cmd.OutOrStdout(), written, strings.Join(written, "\n")), err)
 		},
 	}
 }

@@ -426,17 +426,35 @@ func (t *Templates) make(folder string, d Data) (Mail, error) {
 	return mail, nil
 }
 
-// Export writes the embedded templates to a folder, for an operator to change. It overwrites nothing.
+// Export writes the embedded templates to a folder, for an operator to change. It overwrites nothing. With an error it
+// returns those that were written before.
 func Export(dir string) (written []string, err error) {
-	if err := os.CopyFS(dir, builtIn()); err != nil {
-		return nil, fmt.Errorf("write the templates: %w", err)
-	}
 	err = fs.WalkDir(builtIn(), ".", func(name string, entry fs.DirEntry, err error) error {
-		if err == nil && !entry.IsDir() {
-			written = append(written, filepath.Join(dir, name))
+		path := filepath.Join(dir, filepath.FromSlash(name))
+		if err != nil {
+			return err
 		}
-		return err
+		if entry.IsDir() {
+			return os.MkdirAll(path, 0o777)
+		}
+		text, err := fs.ReadFile(builtIn(), name)
+		if err != nil {
+			return err
+		}
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+		if err != nil {
+			return err
+		}
+		_, err = file.Write(text)
+		if err = errors.Join(err, file.Close()); err != nil {
+			return errors.Join(err, os.Remove(path))
+		}
+		written = append(written, path)
+		return nil
 	})
+	if err != nil {
+		err = fmt.Errorf("write the templates: %w", err)
+	}
 	return written, err
 }
 
