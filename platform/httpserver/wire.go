@@ -18,9 +18,9 @@ var (
 )
 
 // wireFault finds what fasthttp accepts although two readers may understand it differently, which
-// makes request smuggling possible (RFC 9112 §2.2, §5.2, §6.1): lines that end in a bare LF, folded
-// lines, names with spaces, Content-Length together with Transfer-Encoding, Transfer-Encoding other
-// than chunked, and more than one of onceHeaders.
+// makes request smuggling possible (RFC 9112 §2.2, §3.2, §5.2, §6.1): lines that end in a bare LF, folded
+// lines, names with spaces, a Host that is none, Content-Length together with Transfer-Encoding,
+// Transfer-Encoding other than chunked, and more than one of onceHeaders.
 func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 	switch string(header.Protocol()) {
 	case "HTTP/1.1", "HTTP/1.0":
@@ -59,6 +59,9 @@ func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 				once[i] = true
 			}
 		}
+	}
+	if bytes.ContainsAny(header.Host(), `@/\?# `) {
+		return ErrMalformed.Detail("The header Host is not a host, or a host and a port.")
 	}
 	if hasEncoding && (hasLength || !bytes.Equal(header.Peek("Transfer-Encoding"), []byte("chunked"))) {
 		return ErrMalformed.Detail("Content-Length and Transfer-Encoding do not go together.")
