@@ -71,7 +71,7 @@ func (c KafkaConfig) Validate(report func(path, problem string)) {
 			report("kafka.brokers", fmt.Sprintf("(element %d) is the same as element %d", i+1, first+1))
 		}
 	}
-	if c.UsesKafka() && (!topicName.MatchString(c.Topic) || c.Topic == "." || c.Topic == "..") {
+	if !topicName.MatchString(c.Topic) || c.Topic == "." || c.Topic == ".." {
 		report("kafka.topic", "must be the name of a topic: 1 to 249 letters, digits and . _ -, and not . or ..")
 	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
