@@ -34,7 +34,6 @@ type Patient interface {
 // Attempt is one attempt to deliver an event.
 type Attempt struct {
 	Number int       // counts from 1
-	First  time.Time // of the first attempt that failed; zero: none has
 	Now    time.Time // when it begins by the database's clock; zero: not known
 	// Owned reports whether the event may still be sent. A sink calls it right before it sends, and
 	// returns [ErrNotOwned] on false. When the deliverer stops, or the target is removed, ctx ends at

@@ -394,9 +394,6 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 		f.asked.Store(true) // first: when the worker ends, attempts that have not asked are cut off
 		return w.d.until.HoldsAt(w.d.now()) && !f.lease.lost.Load() && w.ended.Err() == nil
 	}}
-	if f.since > 0 {
-		attempt.First = time.UnixMilli(f.since).UTC()
-	}
 	go func() {
 		w.results <- result{f, w.attempt(s, event, attempt, &f.asked)}
 	}()
