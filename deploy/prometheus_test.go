@@ -25,7 +25,7 @@ func TestEachAlertFiresAndDoesNotFire(t *testing.T) {
 	t.Parallel()
 	var rules struct {
 		Groups []struct {
-			Rules []struct{ Alert string }
+			Rules []struct{ Alert, Expr string }
 		}
 	}
 	var tests struct {
@@ -56,6 +56,9 @@ func TestEachAlertFiresAndDoesNotFire(t *testing.T) {
 			if !fires[rule.Alert] || !silent[rule.Alert] {
 				t.Errorf("alerts_test.yml lacks series that make %s fire, or series that do not", rule.Alert)
 			}
+			if whole.MatchString(rule.Expr) {
+				t.Errorf("%s adds up several installations: %s", rule.Alert, rule.Expr)
+			}
 		}
 	}
 	promtool := testenv.Program(t, "it comes with Debian's package prometheus", "promtool")
@@ -76,6 +79,7 @@ var (
 	label   = regexp.MustCompile(`([a-z_]+)="([^"]*)"`)
 	matcher = regexp.MustCompile(`([a-z_]+)(=~|=|!~|!=)"([^"]*)"`)
 	chosen  = regexp.MustCompile(`([a-z_]+)\{([^}]*)\}`)
+	whole   = regexp.MustCompile(`\b(sum|min|max)( by \([^n][^)]*\))? ?\(`)
 	grouped = regexp.MustCompile(`by \(([^)]*)\)`)
 )
 
