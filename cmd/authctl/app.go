@@ -259,8 +259,8 @@ func (a *app) openAuth(ctx context.Context) error {
 }
 
 // checkSecret refuses a command that works by the secret of the servers if these settings have another one: it would
-// do its work where no server looks, and say that it is done. Where the role may not see the keys, or there are none,
-// as with HS256, nothing can be told.
+// do its work where no server looks, and say that it is done. Where the role may not see the keys, or there are none
+// yet, nothing can be told.
 func (a *app) checkSecret(ctx context.Context) error { return a.checkOpens(ctx, a.settings.Auth) }
 
 // checkPresentSecret is [app.checkSecret] for what is sealed to stay: a secret that the servers have replaced will be
@@ -273,9 +273,11 @@ func (a *app) checkPresentSecret(ctx context.Context) error {
 
 func (a *app) checkOpens(ctx context.Context, cfg auth.Config) error {
 	err := auth.OpenKeys(a.db, cfg, a.log).Check(ctx)
-	if errors.Is(err, auth.ErrWrongSecret) {
-		return fmt.Errorf("%w; nothing was done: set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to the one that "+
-			"the servers have", auth.ErrWrongSecret)
+	for _, other := range []error{auth.ErrWrongSecret, auth.ErrOtherSecret} {
+		if errors.Is(err, other) {
+			return fmt.Errorf("%w; nothing was done: set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to the one "+
+				"that the servers have", other)
+		}
 	}
 	return nil
 }

@@ -544,6 +544,11 @@ func checkClock(off time.Duration, whose string) finding {
 func (d *doctor) signingKeys(ctx context.Context) []finding {
 	switch {
 	case d.Auth.Token.Algorithm == "HS256":
+		if d.schemaFits && d.Auth.Token.Secret != "" &&
+			errors.Is(auth.OpenKeys(d.db, d.Auth, d.log).Check(ctx), auth.ErrOtherSecret) {
+			return []finding{doubtful(auth.ErrOtherSecret.Error(), "unless it was just replaced, give all servers "+
+				"the same AUTH_TOKEN_SECRET: with HS256 they refuse each other's tokens")}
+		}
 		return []finding{fine("none: with HS256 the secret itself signs")}
 	case !d.schemaFits:
 		return []finding{skipped("the database cannot be read yet")}

@@ -44,6 +44,7 @@ var (
 	ErrKeyInUse    = signingkey.ErrInUse  // tokens of it can be live
 	ErrKeysUnused  = signingkey.ErrUnused // with HS256 the secret signs
 	ErrWrongSecret = signingkey.ErrWrongSecret
+	ErrOtherSecret = signingkey.ErrOtherSecret // the same with HS256
 )
 
 // OpenKeys returns the signing keys for an operator. It does no I/O.

@@ -174,6 +174,8 @@ func (k *Ring) Replace(ctx context.Context, also func(ctx context.Context, tx da
 			if err := insertKey(ctx, tx, next); err != nil {
 				return err
 			}
+		} else if err := forgetSecrets(ctx, tx); err != nil { // the next one is another one
+			return err
 		}
 		return also(ctx, tx)
 	})
@@ -202,10 +204,10 @@ func (k *Ring) checkUnused(row keyRow, now time.Time) error {
 
 // Check opens every published key with the secrets of the settings and reports those that do not
 // open. The error is an [ErrWrongSecret] when the active one is among them. A database without a
-// key is fine: the first server makes one.
+// key is fine: the first server makes one. With HS256 it may be an [ErrOtherSecret].
 func (k *Ring) Check(ctx context.Context) error {
 	if k.shared() {
-		return nil
+		return k.checkShared(ctx)
 	}
 	rows, now, err := k.read(ctx, k.db)
 	if err != nil {

@@ -35,6 +35,9 @@ var (
 // ErrWrongSecret says that the active signing key cannot be opened.
 var ErrWrongSecret = errors.New("auth.token.secret is not the secret that the signing keys were sealed with")
 
+// ErrOtherSecret says that with HS256 the server that started last signs with another secret.
+var ErrOtherSecret = errors.New("auth.token.secret is not the one of the server that started last")
+
 // JWKSMaxAge is how long a verifier may keep the key set it fetched (Cache-Control max-age).
 const JWKSMaxAge = 5 * time.Minute
 
@@ -236,6 +239,7 @@ func (k *Ring) JWKS() (body []byte, etag string) {
 // Run follows changes of the keys until ctx ends.
 func (k *Ring) Run(ctx context.Context) error {
 	if k.shared() {
+		k.noteSecret(ctx)
 		<-ctx.Done()
 		return nil
 	}
@@ -313,6 +317,46 @@ func (k *Ring) share() error {
 	}
 	k.current.Store(set)
 	return nil
+}
+
+// noteSecret tells the log if the server that started last has another secret, and then writes the name of this one's.
+// With HS256 nothing in the database is sealed under the secret: each would go on, and refuse the tokens of the other.
+func (k *Ring) noteSecret(ctx context.Context) {
+	err := k.checkShared(ctx)
+	if errors.Is(err, ErrOtherSecret) {
+		k.log.Warn("secret_differs", zap.Error(err),
+			zap.String("hint", "unless it was just replaced, give all servers the same AUTH_TOKEN_SECRET: with "+
+				"different ones they refuse each other's tokens"))
+		err = nil
+	}
+	var now time.Time
+	if err == nil {
+		now, err = k.moment(ctx, k.db)
+	}
+	if err == nil {
+		err = noteSecret(ctx, k.db, k.Active().KID(), now)
+	}
+	if err != nil && ctx.Err() == nil {
+		k.log.Warn("secret_not_compared", zap.Error(err))
+	}
+}
+
+// checkShared returns an [ErrOtherSecret] if the server that started last has a secret that none of these is.
+func (k *Ring) checkShared(ctx context.Context) error {
+	noted, err := notedSecret(ctx, k.db)
+	if err != nil || noted == "" {
+		return err
+	}
+	for _, secret := range k.cfg.Secrets() {
+		key, err := token.SharedKey(secret)
+		if err != nil {
+			return err
+		}
+		if key.KID() == noted {
+			return nil
+		}
+	}
+	return ErrOtherSecret
 }
 
 // lookup renews the copy for a kid that is not in it. Requests that come while it does wait

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth/internal/token"
@@ -715,6 +717,51 @@ func TestTheSharedSecretHasNoKeysToManage(t *testing.T) {
 	if rows, err := readKeys(t.Context(), db); err != nil || len(rows) != 0 {
 		t.Errorf("%d rows, %v; want none", len(rows), err)
 	}
+}
+
+// With HS256 nothing in the database is sealed, so that a server with another secret would go on unnoticed.
+func TestAServerWithAnotherSharedSecretIsNoticed(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		clock := newKeyClock()
+		const first, second, third config.Secret = "the first secret that is long enough",
+			"the second secret that is long enough", "the third secret that is long enough"
+		for i, start := range []struct {
+			secret, previous config.Secret
+			differs          bool
+		}{
+			{first, "", false},
+			{first, "", false},
+			{second, "", true},
+			{second, "", false},
+			{first, second, false}, // while it is replaced
+			{second, first, false},
+			{first, second, false},
+			{third, "", true},
+		} {
+			cfg := keyConfig(token.HS256)
+			cfg.Secret, cfg.PreviousSecrets = start.secret, start.previous
+			core, records := observer.New(zap.WarnLevel)
+			k, err := New(t.Context(), open(), cfg, zap.New(core), clock.now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := k.Check(t.Context()); errors.Is(err, ErrOtherSecret) != start.differs {
+				t.Errorf("start %d: %v", i, err)
+			}
+			k.noteSecret(t.Context())
+			if n := records.FilterMessage("secret_differs").Len(); (n == 1) != start.differs || records.Len() != n {
+				t.Errorf("start %d logs %v", i, records.All())
+			}
+			if err := k.Check(t.Context()); err != nil {
+				t.Errorf("after start %d: %v", i, err)
+			}
+			if rows, err := readKeys(t.Context(), k.db); err != nil || len(rows) > 0 {
+				t.Errorf("there are keys: %v, %v", rows, err)
+			}
+			clock.advance(time.Second)
+		}
+	})
 }
 
 func TestWithoutASecretNoKeyIsMade(t *testing.T) {

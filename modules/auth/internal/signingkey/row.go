@@ -43,9 +43,32 @@ func endKey(ctx context.Context, tx database.IDB, r *keyRow, status Status, now 
 
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
 
+// readKeys does not return what [noteSecret] has written.
 func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
 	return database.Collect(ctx, db, "read the signing keys", scanKey, `SELECT kid, algorithm, status, sealed, staged_at, active_at,
-		retired_at, token_ttl FROM signing_key ORDER BY staged_at, kid`)
+		retired_at, token_ttl FROM signing_key WHERE algorithm <> 'HS256' ORDER BY staged_at, kid`)
+}
+
+// noteSecret writes the name of the secret that signs with HS256. To everybody else the row is of a retired key.
+func noteSecret(ctx context.Context, db *database.DB, kid string, now time.Time) error {
+	_, err := db.Write(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at) VALUES (?, 'HS256', 'retired', '', ?, ?)
+		ON CONFLICT (kid) DO UPDATE SET staged_at = excluded.staged_at`, kid, []byte{}, now)
+	return err
+}
+
+// notedSecret is the name that was written last; empty if there is none.
+func notedSecret(ctx context.Context, db database.IDB) (kid string, err error) {
+	const last = "SELECT kid FROM signing_key WHERE algorithm = 'HS256' ORDER BY staged_at DESC LIMIT 1"
+	err = db.QueryRowContext(ctx, last).Scan(&kid)
+	if database.IsNotFound(err) {
+		return "", nil
+	}
+	return kid, err
+}
+
+// forgetSecrets deletes what [noteSecret] has written.
+func forgetSecrets(ctx context.Context, tx database.IDB) error {
+	return database.Exec(ctx, tx, "forget the former secret", "DELETE FROM signing_key WHERE algorithm = 'HS256'")
 }
 
 func scanKey(row database.Row) (r keyRow, err error) {
