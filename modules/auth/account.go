@@ -12,6 +12,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // DeleteOwn deletes the caller's account for good. The caller must give the password again.
@@ -56,7 +57,7 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 	if err != nil {
 		return err
 	}
-	s.security.Info("user_deleted", zap.Stringer("user_id", userID), zap.String("by", by))
+	s.security.Info("user_deleted", tracing.ID(ctx), zap.Stringer("user_id", userID), zap.String("by", by))
 	return nil
 }
 
@@ -88,7 +89,7 @@ func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status
 		return err
 	})
 	if err == nil && changed {
-		s.security.Info(record, zap.Stringer("user_id", userID), zap.String("by", byAdmin))
+		s.security.Info(record, tracing.ID(ctx), zap.Stringer("user_id", userID), zap.String("by", byAdmin))
 	}
 	return err
 }
@@ -185,7 +186,7 @@ func (s *Service) UnlockUser(ctx context.Context, u User) error {
 	if err := s.limiter.Unlock(ctx, canonical); err != nil {
 		return fmt.Errorf("unlock the account: %w", err)
 	}
-	s.security.Info("user_unlocked", zap.Stringer("user_id", u.ID), zap.String("by", byAdmin))
+	s.security.Info("user_unlocked", tracing.ID(ctx), zap.Stringer("user_id", u.ID), zap.String("by", byAdmin))
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Credentials are what a person types.
@@ -77,7 +78,7 @@ func (s *Service) renewHash(ctx context.Context, a *account, password string) {
 		return
 	}
 	a.passwordHash = hash
-	s.security.Info("password_hash_renewed", zap.Stringer("user_id", a.ID))
+	s.security.Info("password_hash_renewed", tracing.ID(ctx), zap.Stringer("user_id", a.ID))
 }
 
 // reauthenticate asks for the caller's password again. To the limiter the session is a known
@@ -103,8 +104,8 @@ func (s *Service) reauthenticate(ctx context.Context, caller Caller, password st
 	}
 	if !ok {
 		s.limiter.Failed(ctx, ticket)
-		s.security.Warn("reauthentication_failed", zap.Stringer("user_id", a.ID), zap.Stringer("sid", caller.SessionID),
-			zap.String("ip", dev.IPText()))
+		s.security.Warn("reauthentication_failed", tracing.ID(ctx), zap.Stringer("user_id", a.ID),
+			zap.Stringer("sid", caller.SessionID), zap.String("ip", dev.IPText()))
 		return account{}, ErrWrongPassword
 	}
 	s.limiter.Succeeded(ctx, ticket, a.owner())

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Login signs a person in on a device. An unknown name, a wrong password and a disabled account
@@ -31,7 +32,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return a.ID != uuid.Nil, err
 	})
 	if errors.Is(err, ErrTooManyAttempts) {
-		s.security.Warn("sign_in_throttled", zap.String("username", Printable(cred.Username, 255)),
+		s.security.Warn("sign_in_throttled", tracing.ID(ctx), zap.String("username", Printable(cred.Username, 255)),
 			zap.String("ip", dev.IPText()))
 	}
 	if err != nil {
@@ -43,14 +44,14 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	}
 	if a.Status != StatusActive {
 		s.limiter.Cancel(ctx, ticket)
-		s.security.Warn("sign_in_refused", zap.String("reason", "account_disabled"), zap.Stringer("user_id", a.ID),
-			zap.String("ip", dev.IPText()))
+		s.security.Warn("sign_in_refused", tracing.ID(ctx), zap.String("reason", "account_disabled"),
+			zap.Stringer("user_id", a.ID), zap.String("ip", dev.IPText()))
 		return Tokens{}, ErrAccountDisabled
 	}
 	if s.hooks.Admit != nil {
 		if err := s.hooks.Admit(ctx, a.User, dev); err != nil {
 			s.limiter.Cancel(ctx, ticket)
-			s.security.Warn("sign_in_refused", zap.String("reason", "contact_unverified"),
+			s.security.Warn("sign_in_refused", tracing.ID(ctx), zap.String("reason", "contact_unverified"),
 				zap.Stringer("user_id", a.ID), zap.String("ip", dev.IPText()))
 			return Tokens{}, err
 		}
@@ -66,7 +67,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return Tokens{}, err
 	}
 	device := s.limiter.Succeeded(ctx, ticket, a.owner())
-	s.security.Info("signed_in", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
+	s.security.Info("signed_in", tracing.ID(ctx), zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
 		zap.String("ip", dev.IPText()))
 	t, err := issuer.issue(sess, refresh)
 	t.DeviceToken = device
@@ -76,7 +77,8 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 // failed counts a wrong password, and announces it when unknown devices are now locked out.
 func (s *Service) failed(ctx context.Context, ticket *throttle.Ticket, a account, typed string, dev Device) {
 	locked, until := s.limiter.Failed(ctx, ticket)
-	fields := []zap.Field{zap.String("username", Printable(typed, 255)), zap.String("ip", dev.IPText())}
+	fields := []zap.Field{tracing.ID(ctx), zap.String("username", Printable(typed, 255)),
+		zap.String("ip", dev.IPText())}
 	if a.ID != uuid.Nil {
 		fields = append(fields, zap.Stringer("user_id", a.ID))
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // ChangePassword sets a new password for the caller, who must know the present one. The
@@ -155,7 +156,7 @@ func (s *Service) storePassword(ctx context.Context, p newPassword, check checkA
 	if err != nil {
 		return account{}, err
 	}
-	fields := []zap.Field{zap.Stringer("user_id", p.userID), zap.String("by", p.by)}
+	fields := []zap.Field{tracing.ID(ctx), zap.Stringer("user_id", p.userID), zap.String("by", p.by)}
 	if p.by != byAdmin {
 		fields = append(fields, zap.String("ip", p.from.IPText()))
 	}

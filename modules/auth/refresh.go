@@ -11,6 +11,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Refresh exchanges a refresh token for its successor and a new access token. Parallel calls with
@@ -90,8 +91,8 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 		}
 		return Tokens{}, ErrSessionExpired
 	case session.Reused:
-		s.security.Warn("refresh_token_reused", zap.Stringer("user_id", userID), zap.Stringer("sid", sid),
-			zap.Uint32("generation", presented.Generation()), zap.String("ip", dev.IPText()))
+		s.security.Warn("refresh_token_reused", tracing.ID(ctx), zap.Stringer("user_id", userID),
+			zap.Stringer("sid", sid), zap.Uint32("generation", presented.Generation()), zap.String("ip", dev.IPText()))
 		// The record is already stopped, and stays so until this has committed. What fails now is
 		// done at the token's next use or by housekeeping.
 		if err := s.announceReuse(ctx, userID, sid, presented.Generation(), dev.IPText(), dev.UserAgent); err != nil {

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Register makes an account and signs its owner in. It returns [ErrValidation] with every faulty
@@ -17,12 +18,12 @@ import (
 // error is [ErrContactUnverified] with the challenge that was sent.
 func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, with ...NewContact) (Tokens, error) {
 	if s.cfg.Registration == registrationClosed {
-		s.security.Info("registration_refused", zap.String("reason", "registration_closed"),
+		s.security.Info("registration_refused", tracing.ID(ctx), zap.String("reason", "registration_closed"),
 			zap.String("ip", dev.IPText()))
 		return Tokens{}, ErrRegistrationClosed
 	}
 	if err := s.limiter.Register(ctx, dev.IP); err != nil {
-		s.security.Warn("registration_throttled", zap.String("ip", dev.IPText()))
+		s.security.Warn("registration_throttled", tracing.ID(ctx), zap.String("ip", dev.IPText()))
 		return Tokens{}, err
 	}
 	contact := NewContact{}
@@ -38,7 +39,8 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 		if err := s.addAccount(ctx, a, uuid.NullUUID{}, contact); err != nil {
 			return Tokens{}, err
 		}
-		s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("ip", dev.IPText()))
+		s.security.Info("user_registered", tracing.ID(ctx), zap.Stringer("user_id", a.ID),
+			zap.String("ip", dev.IPText()))
 		return Tokens{}, s.hooks.Admit(ctx, a.User, dev)
 	}
 	issuer, err := s.issuer(ctx)
@@ -53,7 +55,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 		s.removeRecords(ctx, a.ID, sess.ID)
 		return Tokens{}, err
 	}
-	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
+	s.security.Info("user_registered", tracing.ID(ctx), zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
 		zap.String("ip", dev.IPText()))
 	t, err := issuer.issue(sess, refresh)
 	if err == nil {
@@ -73,7 +75,7 @@ func (s *Service) CreateUser(ctx context.Context, cred Credentials) (User, error
 	if err := s.addAccount(ctx, a, uuid.NullUUID{}, contact); err != nil {
 		return User{}, err
 	}
-	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("by", byAdmin))
+	s.security.Info("user_registered", tracing.ID(ctx), zap.Stringer("user_id", a.ID), zap.String("by", byAdmin))
 	return a.User, nil
 }
 

@@ -297,7 +297,7 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 		return 0, err
 	}
 	for _, one := range ended {
-		s.logEnd(one.UserID, one.ID, ReasonEndedByAdmin)
+		s.logEnd(ctx, one.UserID, one.ID, ReasonEndedByAdmin)
 	}
 	records := make(map[uuid.UUID][]uuid.UUID)
 	for _, one := range list {

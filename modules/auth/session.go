@@ -11,6 +11,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // errConcurrentChange says that a session ended between its record and its transaction: all
@@ -95,7 +96,7 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device,
 		return session.Session{}, session.Token{}, err
 	}
 	for _, sid := range evicted {
-		s.logEnd(a.ID, sid, ReasonEvicted)
+		s.logEnd(ctx, a.ID, sid, ReasonEvicted)
 	}
 	if len(excess) > 0 {
 		s.removeRecords(ctx, a.ID, idsOf(excess)...)
@@ -221,14 +222,14 @@ func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason 
 		if err := s.commitRevocation(ctx, userID, sid, reason); err != nil {
 			return err
 		}
-		s.logEnd(userID, sid, reason)
+		s.logEnd(ctx, userID, sid, reason)
 	}
 	s.removeRecords(ctx, userID, sid)
 	return nil
 }
 
-func (s *Service) logEnd(userID, sid uuid.UUID, reason Reason) {
-	s.security.Info("session_ended", zap.Stringer("user_id", userID), zap.Stringer("sid", sid),
+func (s *Service) logEnd(ctx context.Context, userID, sid uuid.UUID, reason Reason) {
+	s.security.Info("session_ended", tracing.ID(ctx), zap.Stringer("user_id", userID), zap.Stringer("sid", sid),
 		zap.String("reason", string(reason)))
 }
 
@@ -364,7 +365,8 @@ func (s *Service) endAll(ctx context.Context, all allSessions, check checkAccoun
 		return err
 	})
 	if err == nil {
-		s.security.Info("sessions_ended", zap.Stringer("user_id", all.userID), zap.String("reason", string(all.reason)))
+		s.security.Info("sessions_ended", tracing.ID(ctx), zap.Stringer("user_id", all.userID),
+			zap.String("reason", string(all.reason)))
 	}
 	return err
 }

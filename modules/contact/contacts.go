@@ -12,6 +12,7 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Contacts lists the contacts of an account, the oldest first.
@@ -94,11 +95,11 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 		return nil
 	})
 	if err == nil && replaced != uuid.Nil {
-		s.logRemoved(userID, replaced, byUser, dev, false)
+		s.logRemoved(ctx, userID, replaced, byUser, dev, false)
 	}
 	if err == nil && news {
-		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", added.ID),
-			zap.String("by", byUser), zap.String("ip", dev.IPText()))
+		s.security.Info("contact_added", tracing.ID(ctx), zap.Stringer("user_id", userID),
+			zap.Stringer("contact_id", added.ID), zap.String("by", byUser), zap.String("ip", dev.IPText()))
 	}
 	return added, challengeID, err
 }
@@ -169,7 +170,7 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 	})
 	s.metBy(PurposeVerify, met, err)
 	if err == nil {
-		s.security.Info("contact_verified", zap.Stringer("user_id", met.userID),
+		s.security.Info("contact_verified", tracing.ID(ctx), zap.Stringer("user_id", met.userID),
 			zap.Stringer("contact_id", verified.ID), zap.String("by", byChallenge), zap.String("ip", dev.IPText()))
 	}
 	return verified, err
@@ -242,14 +243,16 @@ func (s *Service) remove(
 			Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address}, final)
 	})
 	if err == nil {
-		s.logRemoved(userID, contactID, by, dev, final)
+		s.logRemoved(ctx, userID, contactID, by, dev, final)
 	}
 	return err
 }
 
-func (s *Service) logRemoved(userID, contactID uuid.UUID, by string, dev auth.Device, final bool) {
-	s.security.Info("contact_removed", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
-		zap.String("by", by), zap.String("ip", dev.IPText()), zap.Bool("final", final))
+func (s *Service) logRemoved(ctx context.Context, userID, contactID uuid.UUID, by string, dev auth.Device,
+	final bool) {
+	s.security.Info("contact_removed", tracing.ID(ctx), zap.Stringer("user_id", userID),
+		zap.Stringer("contact_id", contactID), zap.String("by", by), zap.String("ip", dev.IPText()),
+		zap.Bool("final", final))
 }
 
 // AddByOperator is [Service.Add] without a message: [Service.VerifyByOperator] or the owner does the
@@ -276,11 +279,11 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 		return err
 	})
 	if err == nil && replaced != uuid.Nil {
-		s.logRemoved(userID, replaced, byAdmin, auth.Device{}, false)
+		s.logRemoved(ctx, userID, replaced, byAdmin, auth.Device{}, false)
 	}
 	if err == nil {
-		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", c.ID),
-			zap.String("by", byAdmin))
+		s.security.Info("contact_added", tracing.ID(ctx), zap.Stringer("user_id", userID),
+			zap.Stringer("contact_id", c.ID), zap.String("by", byAdmin))
 	}
 	return c.Contact, err
 }
@@ -302,8 +305,8 @@ func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.U
 		return err
 	})
 	if err == nil {
-		s.security.Info("contact_verified", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
-			zap.String("by", byAdmin), zap.Bool("final", final))
+		s.security.Info("contact_verified", tracing.ID(ctx), zap.Stringer("user_id", userID),
+			zap.Stringer("contact_id", contactID), zap.String("by", byAdmin), zap.Bool("final", final))
 	}
 	return verified, err
 }

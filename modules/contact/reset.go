@@ -14,6 +14,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/retry"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Forgotten says whose password was forgotten, by the username or the address.
@@ -68,7 +69,7 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 		return err
 	})
 	if err == nil && outcome == requestSent {
-		s.security.Info("password_reset_requested", zap.Stringer("user_id", c.userID),
+		s.security.Info("password_reset_requested", tracing.ID(ctx), zap.Stringer("user_id", c.userID),
 			zap.Stringer("contact_id", c.contact.ID), zap.String("ip", dev.IPText()))
 	}
 	return challengeID, err
@@ -223,8 +224,8 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 			outcome = invalidCode
 		}
 		s.met.answered(purpose, outcome)
-		s.security.Warn("code_wrong", zap.Stringer("user_id", user), zap.String("purpose", string(purpose)),
-			zap.String("ip", dev.IPText()))
+		s.security.Warn("code_wrong", tracing.ID(ctx), zap.Stringer("user_id", user),
+			zap.String("purpose", string(purpose)), zap.String("ip", dev.IPText()))
 		return challengeRow{}, ErrInvalidCode
 	}
 	g.Right(ctx)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // undoTTL is how long a change can be undone, and LongestLife how long a message can make sense.
@@ -126,7 +127,7 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 	}
 	if err == nil {
 		s.met.answered(purposeUndo, metByLink)
-		s.security.Warn("change_undone", zap.Stringer("user_id", userID), zap.Stringer("undo_id", id),
+		s.security.Warn("change_undone", tracing.ID(ctx), zap.Stringer("user_id", userID), zap.Stringer("undo_id", id),
 			zap.String("ip", dev.IPText()))
 	}
 	return err

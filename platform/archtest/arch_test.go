@@ -61,7 +61,7 @@ var arrows = map[string][]string{
 	"modules/contact": {
 		"modules/auth", "modules/outbox",
 		"platform/config", "platform/database", "platform/fault", "platform/logging", "platform/metric", "platform/retry",
-		"platform/seal",
+		"platform/seal", "platform/tracing",
 	},
 	"modules/contact/page": {"platform/httpserver"},
 	"modules/contact/contacthttp": {"modules/auth", "modules/auth/authhttp", "modules/contact", "platform/fault",

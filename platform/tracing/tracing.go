@@ -273,6 +273,14 @@ func (s Span) TraceID() string {
 	return s.span.SpanContext().TraceID().String()
 }
 
+// ID is the attribute of a log line with the id of the context's trace; none if there is no trace.
+func ID(ctx context.Context) zap.Field {
+	if id := (Span{trace.SpanFromContext(ctx)}).TraceID(); id != "" {
+		return zap.String("trace_id", id)
+	}
+	return zap.Skip()
+}
+
 // Observe observes a value, with the context's trace as its exemplar if that is recorded.
 func Observe(ctx context.Context, to prometheus.Observer, value float64) {
 	Span{trace.SpanFromContext(ctx)}.Observe(to, value)
