@@ -64,9 +64,12 @@ func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account,
 	return nil, false, err
 }
 
-// renewHash replaces the stored hash by one under the present settings. When it fails, the next
-// sign-in tries again.
+// renewHash replaces the stored hash by one under the present settings. When it fails, or others wait for a worker, the
+// next sign-in tries again.
 func (s *Service) renewHash(ctx context.Context, a *account, password string) {
+	if s.passwords.Crowded() {
+		return
+	}
 	hash, err := s.passwords.Hash(ctx, password)
 	if err == nil {
 		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {

@@ -78,6 +78,9 @@ func (p *Passwords) Close() error {
 // not, and any other error when the breached-set file could not be asked.
 func (p *Passwords) Check(password, username string) error { return p.policy.check(password, username) }
 
+// Crowded reports whether somebody waits for a worker.
+func (p *Passwords) Crowded() bool { return p.pool.waiting() > 0 }
+
 // Overloaded is [ErrOverloaded] with the time after which to try again, which differs for those that are
 // refused together.
 func (p *Passwords) Overloaded() error { return p.pool.Overloaded() }
