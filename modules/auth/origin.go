@@ -155,7 +155,7 @@ func (n *pendingUser) is(o owner) likeness {
 		}
 	}
 	known := !created.IsZero() && !n.origin.created.IsZero()
-	sameTime := known && created.Equal(n.origin.created)
+	sameTime := known && sameMoment(created, n.origin.created)
 	switch {
 	case known && !sameTime:
 		return anotherPerson
@@ -165,6 +165,18 @@ func (n *pendingUser) is(o owner) likeness {
 		return samePerson
 	}
 	return nothingTells
+}
+
+// sameMoment reports whether two times are one, which systems write with more or fewer digits: a table of Django has
+// microseconds, its dumpdata milliseconds.
+func sameMoment(a, b time.Time) bool {
+	apart := a.Sub(b).Abs()
+	for _, unit := range []time.Duration{time.Second, time.Millisecond} {
+		if apart < unit && (a.Truncate(unit).Equal(a) || b.Truncate(unit).Equal(b)) {
+			return true
+		}
+	}
+	return apart == 0
 }
 
 // In what a record may differ from its account: its source has changed it since the last import.
