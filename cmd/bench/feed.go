@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/toppira/authctl/platform/retry"
 )
 
 const (
@@ -32,26 +34,17 @@ func benchFeed(ctx context.Context, o options, r *report) (err error) {
 		return err
 	}
 	under := func(ends bool) result {
-		if !ends {
-			return load(refreshing, o.duration, func(w int) outcome { return s.refresh(&list[w]) })
-		}
-		ended := make(chan struct{})
-		var ending sync.WaitGroup
-		ending.Go(func() {
-			for tick := time.NewTicker(endedEvery); ; {
-				select {
-				case <-ended:
-					return
-				case <-tick.C:
-					t := &list[refreshing] // with no other sessions
-					_, _, _ = s.call("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization",
-						"Bearer "+t.Access)
-				}
+		ending, stop := context.WithCancel(ctx)
+		var group sync.WaitGroup
+		group.Go(func() {
+			for ends && retry.Sleep(ending, endedEvery) {
+				_, _, _ = s.call("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization",
+					"Bearer "+list[refreshing].Access) // with no other sessions
 			}
 		})
 		got := load(refreshing, o.duration, func(w int) outcome { return s.refresh(&list[w]) })
-		close(ended)
-		ending.Wait()
+		stop()
+		group.Wait()
 		return got
 	}
 	alone := under(false)

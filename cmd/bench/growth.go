@@ -133,6 +133,7 @@ func benchGrowth(ctx context.Context, o options, r *report) (err error) {
 		"GB of memory, and leaves nothing\n", share(size), growthTime(size, o.duration).Round(time.Minute),
 		float64(size)*diskPerAccount/1e9+2,
 		os.TempDir(), float64(size)*memoryPerAccount/1e9+2)
+	o.cost = growthCost
 	g := &growth{o: o, r: r, secret: uuid.NewString() + uuid.NewString()}
 	if g.dir, err = os.MkdirTemp("", "authctl-bench-growth-"); err != nil {
 		return err
@@ -225,7 +226,6 @@ type side struct {
 	db     *database.DB
 	redis  *redisServer
 	probes []authbench.Probe
-	serve  *process
 	server *server
 	access []string // tokens of the probes that need one
 	relay  *outboxbench.Flow
@@ -236,8 +236,8 @@ func (s *side) close() error {
 	if s.relay != nil {
 		errs = append(errs, s.relay.Stop())
 	}
-	if s.serve != nil {
-		errs = append(errs, s.serve.stop())
+	if s.server != nil {
+		errs = append(errs, s.server.process.stop())
 	}
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
@@ -248,7 +248,7 @@ func (s *side) close() error {
 	if s.redis != nil {
 		errs = append(errs, s.redis.remove())
 	}
-	s.relay, s.serve, s.db, s.drop, s.redis = nil, nil, nil, nil, nil
+	s.relay, s.server, s.db, s.drop, s.redis = nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -519,7 +519,8 @@ func (g *growth) requests(
 		figures = append(figures, list[i].judge(0.5), list[i].judge(0.99))
 	}
 	if failed > 0 {
-		return nil, fmt.Errorf("%d requests failed at %s: %s %s", failed, name, &empty.serve.output, &full.serve.output)
+		return nil, fmt.Errorf("%d requests failed at %s: %s %s", failed, name, &empty.server.process.output,
+			&full.server.process.output)
 	}
 	facts, err := full.snapshot()
 	if err != nil {
@@ -533,15 +534,14 @@ func (g *growth) requests(
 	}
 	memory := [2]float64{}
 	for i, s := range sides {
-		u, _ := s.serve.usage()
-		memory[i] = u.memory
+		memory[i], _ = s.server.process.memory()
 	}
 	figures = append(figures, mebibytes("memory of serve", memory[0], memory[1]))
 	for i, s := range sides {
-		if err := s.serve.stop(); err != nil {
+		if err := s.server.process.stop(); err != nil {
 			return nil, err
 		}
-		if s.serve = nil; !inRedis {
+		if s.server = nil; !inRedis {
 			s.probes = redisTokens[i]
 		}
 	}
@@ -571,22 +571,16 @@ func hashOnce(n int) (took []time.Duration) {
 }
 
 func (g *growth) startServe(ctx context.Context, s *side, inRedis bool) (err error) {
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	env := append(serveSettings(port, growthCost), "DATABASE_URL="+s.url, "AUTH_TOKEN_SECRET="+g.secret, "REDIS_URL=")
+	redis := ""
 	if inRedis {
-		env = append(env, "REDIS_URL="+s.redis.url)
+		redis = s.redis.url
 	}
-	if s.serve, err = g.o.newProcess(g.dir, "serve, "+s.name, env, "serve"); err != nil {
+	if s.server, err = g.o.newServer(g.dir, "serve, "+s.name, s.url, redis, "AUTH_TOKEN_SECRET="+g.secret); err != nil {
 		return err
 	}
-	s.serve.ready = "http://127.0.0.1:" + strconv.Itoa(port) + "/healthz"
-	if err := s.serve.start(ctx); err != nil {
+	if err := s.server.process.start(ctx); err != nil {
 		return err
 	}
-	s.server = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient()}
 	s.access = s.access[:0]
 	for i := readsOf; i < growthProbes; i++ {
 		t := tokens{Refresh: s.probes[i].Refresh}
@@ -672,8 +666,8 @@ func (g *growth) drain(ctx context.Context, empty, full *side, events int) (figu
 	var peak [2]float64
 	var idle float64
 	for i, s := range []*side{empty, full} {
-		var waiting int
-		if err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM outbox_pending").Scan(&waiting); err != nil {
+		waiting, err := pending(ctx, s.db)
+		if err != nil {
 			return nil, err
 		}
 		dir := filepath.Join(g.dir, s.name)
@@ -681,8 +675,7 @@ func (g *growth) drain(ctx context.Context, empty, full *side, events int) (figu
 			return nil, err
 		}
 		relay, err := g.o.newProcess(dir, "relay, "+s.name,
-			[]string{"DATABASE_URL=" + s.url, "LOG_LEVEL=warn", "APP_MODE=dev",
-				"AUTH_TOKEN_SECRET=" + g.secret, "KAFKA_BROKERS="}, "relay")
+			[]string{"DATABASE_URL=" + s.url, "AUTH_TOKEN_SECRET=" + g.secret, "KAFKA_BROKERS="}, "relay")
 		if err != nil {
 			return nil, err
 		}
@@ -716,6 +709,12 @@ func (g *growth) drain(ctx context.Context, empty, full *side, events int) (figu
 	return figures, nil
 }
 
+// pending counts the events of the log that wait.
+func pending(ctx context.Context, db *database.DB) (n int, err error) {
+	err = db.QueryRowContext(ctx, "SELECT count(*) FROM outbox_pending").Scan(&n)
+	return n, err
+}
+
 // untilPublished waits until no event of the log waits. It gives up when a relay publishes nothing
 // for a minute.
 func untilPublished(ctx context.Context, db *database.DB, relay *process) error {
@@ -726,8 +725,8 @@ func untilPublished(ctx context.Context, db *database.DB, relay *process) error 
 			return err
 		}
 		if time.Since(told) > 10*time.Second { // counting costs time
-			var waiting int
-			if err := db.QueryRowContext(ctx, "SELECT count(*) FROM outbox_pending").Scan(&waiting); err != nil {
+			waiting, err := pending(ctx, db)
+			if err != nil {
 				return err
 			}
 			fmt.Fprintf(os.Stderr, "    %s events wait\n", grouped(waiting))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -18,14 +17,15 @@ func benchImport(ctx context.Context, o options, r *report) error {
 			return err
 		}
 	}
-	return benchImportOn(ctx, o, r, "embedded", "DATABASE_URL=", "REDIS_URL=")
+	o.embedded = true
+	return benchImportOn(ctx, o, r, "embedded")
 }
 
 // importing is how many sign in at once: enough to keep hashing busy with little waiting.
 const importing = 16
 
-func benchImportOn(ctx context.Context, o options, r *report, where string, extra ...string) (err error) {
-	s, err := startServer(ctx, o, extra...)
+func benchImportOn(ctx context.Context, o options, r *report, where string) (err error) {
+	s, err := startServer(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -82,15 +82,7 @@ func writeAccounts(path string, n int) error {
 
 // accounts counts the accounts in the server's database.
 func (s *server) accounts(ctx context.Context) (n int, err error) {
-	url := "sqlite:" + filepath.Join(s.process.dir, "authctl.db")
-	for _, setting := range s.process.env { // the last setting counts
-		if value, ok := strings.CutPrefix(setting, "DATABASE_URL="); ok && value != "" {
-			url = value
-		} else if ok {
-			url = "sqlite:" + filepath.Join(s.process.dir, "authctl.db")
-		}
-	}
-	db, err := openDatabase(ctx, url, 1)
+	db, err := openDatabase(ctx, s.db, 1)
 	if err != nil {
 		return 0, err
 	}

@@ -29,10 +29,11 @@ type process struct {
 	operator string // host:port of its metrics
 	ready    string // URL that answers once it works
 
-	mu     sync.Mutex
-	cmd    *exec.Cmd
-	exited chan error
-	output tail
+	mu      sync.Mutex
+	cmd     *exec.Cmd
+	exited  chan error
+	output  tail
+	started time.Duration // from its start to the first answer
 }
 
 // tail keeps the end of a process's output.
@@ -56,7 +57,7 @@ func (t *tail) String() string {
 }
 
 // newProcess says what to run. env is added to the environment of the benchmark, without the
-// variables that name engines.
+// variables that name engines, and to what every process has.
 func (o options) newProcess(dir, name string, env []string, args ...string) (*process, error) {
 	path, err := o.authctl()
 	if err != nil {
@@ -73,12 +74,14 @@ func (o options) newProcess(dir, name string, env []string, args ...string) (*pr
 			p.env = append(p.env, v)
 		}
 	}
-	p.env = append(append(p.env, env...), "APP_DATA_DIR="+dir, "APP_OPERATOR_ADDR="+p.operator)
+	p.env = append(append(p.env, env...), "APP_DATA_DIR="+dir, "APP_OPERATOR_ADDR="+p.operator, "APP_MODE=dev",
+		"LOG_LEVEL=warn")
 	return p, nil
 }
 
-// launch starts the process, and does not wait until it answers.
-func (p *process) launch() error {
+// start returns once the process answers.
+func (p *process) start(ctx context.Context) error {
+	begin := time.Now()
 	cmd := exec.Command(p.path, p.args...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, p.dir, &p.output, &p.output, engines.OwnGroup()
 	if err := cmd.Start(); err != nil {
@@ -89,38 +92,34 @@ func (p *process) launch() error {
 	p.mu.Lock()
 	p.cmd, p.exited = cmd, exited
 	p.mu.Unlock()
-	return nil
-}
-
-// start returns once the process answers.
-func (p *process) start(ctx context.Context) error {
-	if err := p.launch(); err != nil {
-		return err
-	}
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for time.Since(begin) < 30*time.Second {
 		if _, err := get(p.ready); err == nil {
+			p.started = time.Since(begin)
 			return nil
 		}
 		select {
-		case err := <-p.exited:
-			p.exited <- err
+		case err := <-exited:
+			exited <- err
 			return fmt.Errorf("%s ended: %w: %s", p.name, err, &p.output)
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%s does not answer: %s", p.name, &p.output)
+		case <-time.After(time.Millisecond):
 		}
 	}
+	return fmt.Errorf("%s does not answer: %s", p.name, &p.output)
+}
+
+// running returns what runs and the channel that tells of its end, for the one who ends it; nil if nothing runs.
+func (p *process) running() (cmd *exec.Cmd, exited <-chan error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	cmd, p.cmd = p.cmd, nil
+	return cmd, p.exited
 }
 
 // stop ends the process as an operator does.
 func (p *process) stop() error {
-	p.mu.Lock()
-	cmd, exited := p.cmd, p.exited
-	p.cmd = nil
-	p.mu.Unlock()
+	cmd, exited := p.running()
 	if cmd == nil {
 		return nil
 	}
@@ -137,11 +136,7 @@ func (p *process) stop() error {
 }
 
 func (p *process) kill() {
-	p.mu.Lock()
-	cmd, exited := p.cmd, p.exited
-	p.cmd = nil
-	p.mu.Unlock()
-	if cmd != nil {
+	if cmd, exited := p.running(); cmd != nil {
 		_ = cmd.Process.Kill()
 		<-exited
 	}

@@ -53,9 +53,8 @@ func bareProducer(ctx context.Context, brokers string, events, batch int) (rate 
 				Value: sarama.ByteEncoder(r.Data)}
 			for _, h := range [][2]string{
 				{"ce_specversion", "1.0"}, {"ce_id", r.EventID}, {"ce_source", r.Source}, {"ce_type", r.Type},
-				{"ce_time", r.Time},
-				{"ce_subject", r.Subject}, {"ce_dataschema", r.DataSchema}, {"ce_sequence",
-					strconv.FormatInt(r.Seq, 10)}, {"content-type", "application/json"},
+				{"ce_time", r.Time}, {"ce_subject", r.Subject}, {"ce_dataschema", r.DataSchema},
+				{"ce_sequence", strconv.FormatInt(r.Seq, 10)}, {"content-type", "application/json"},
 			} {
 				m.Headers = append(m.Headers, sarama.RecordHeader{Key: []byte(h[0]), Value: []byte(h[1])})
 			}

@@ -37,8 +37,8 @@ const (
 type server struct {
 	base    string
 	client  *fasthttp.Client
-	process *process      // nil for one that another part of the run has started
-	started time.Duration // from exec to the first answer
+	process *process // nil for one that another part of the run has started
+	db      string   // URL of its database
 	stop    func() error
 }
 
@@ -67,12 +67,8 @@ func (o options) authctl() (string, error) {
 	return binary()
 }
 
-// startServer runs authctl serve on a fresh database. extra are environment variables.
-func startServer(ctx context.Context, o options, extra ...string) (s *server, err error) {
-	path, err := o.authctl()
-	if err != nil {
-		return nil, err
-	}
+// startServer runs authctl serve on a fresh database. env is added to its environment.
+func startServer(ctx context.Context, o options, env ...string) (s *server, err error) {
 	dir, err := os.MkdirTemp("", "authctl-bench-data-")
 	if err != nil {
 		return nil, err
@@ -83,62 +79,57 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 			err = errors.Join(err, cleanup.run())
 		}
 	}()
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	env := append(os.Environ(), "APP_OPERATOR_ADDR=off", "APP_DATA_DIR="+dir,
-		// its own secret, or it would find an earlier run's counters in Redis
-		"AUTH_TOKEN_SECRET="+uuid.NewString()+uuid.NewString())
-	env = append(env, serveSettings(port, o.cost)...)
-	p := &process{name: "serve", path: path, args: []string{"serve"}, dir: dir}
-	if dsn := os.Getenv("AUTHCTL_TEST_POSTGRES"); dsn != "" {
+	database := "sqlite:" + filepath.Join(dir, "authctl.db")
+	if dsn := os.Getenv("AUTHCTL_TEST_POSTGRES"); dsn != "" && !o.embedded {
 		fresh, drop, err := freshDatabase(ctx, dsn)
 		if err != nil {
 			return nil, err
 		}
 		cleanup = append(cleanup, drop)
-		env = append(env, "DATABASE_URL="+fresh)
-		p.env = env
-		if err := p.command(ctx, "", "migrate", "up"); err != nil {
-			return nil, err
-		}
+		database = fresh
 	}
-	if dsn := os.Getenv("AUTHCTL_TEST_REDIS"); dsn != "" {
-		env = append(env, "REDIS_URL="+dsn)
+	redis := os.Getenv("AUTHCTL_TEST_REDIS")
+	if o.embedded {
+		redis = ""
 	}
-	p.env = append(env, extra...)
-	if o.users != "" {
-		if err := p.command(ctx, o.users, "user", "import", "-"); err != nil {
-			return nil, err
-		}
-	}
-	begin := time.Now()
-	if err := p.launch(); err != nil {
+	s, err = o.newServer(dir, "serve", database, redis,
+		// its own secret, or it would find an earlier run's counters in Redis
+		append(env, "AUTH_TOKEN_SECRET="+uuid.NewString()+uuid.NewString())...)
+	if err != nil {
 		return nil, err
 	}
-	cleanup = append(cleanup, p.stop)
-	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient(), process: p, stop: cleanup.run}
-	for {
-		if status, _, err := s.call("GET", "/healthz", nil); err == nil && status == 200 {
-			s.started = time.Since(begin)
-			return s, nil
-		}
-		if time.Since(begin) > 15*time.Second || ctx.Err() != nil {
-			return nil, fmt.Errorf("authctl did not start: %s", &p.output)
-		}
-		time.Sleep(time.Millisecond)
+	s.process.env = append(s.process.env, "APP_OPERATOR_ADDR=off")
+	if err := s.process.command(ctx, "", "migrate", "up"); err != nil {
+		return nil, err
 	}
+	if o.users != "" {
+		if err := s.process.command(ctx, o.users, "user", "import", "-"); err != nil {
+			return nil, err
+		}
+	}
+	cleanup = append(cleanup, s.process.stop)
+	s.stop = cleanup.run
+	return s, s.process.start(ctx)
 }
 
-// serveSettings are those of every serve of the benchmark.
-func serveSettings(port, cost int) []string {
-	digest := sha256.Sum256([]byte(clientSecret))
-	return []string{
-		"APP_PORT=" + strconv.Itoa(port), "APP_HOST=127.0.0.1", "APP_HTTP_MAX_CONNECTIONS_PER_IP=4096", "APP_MODE=dev",
-		"LOG_LEVEL=warn", "OUTBOX_RELAY=off", "AUTH_PASSWORD_BCRYPT_COST=" + strconv.Itoa(cost),
-		"AUTH_CLIENTS=" + clientID + ":" + hex.EncodeToString(digest[:]),
+// newServer says how to run a serve. Without a Redis it keeps its sessions in the database.
+func (o options) newServer(dir, name, database, redis string, env ...string) (*server, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
 	}
+	digest := sha256.Sum256([]byte(clientSecret))
+	p, err := o.newProcess(dir, name, append([]string{
+		"APP_PORT=" + strconv.Itoa(port), "APP_HOST=127.0.0.1", "APP_HTTP_MAX_CONNECTIONS_PER_IP=4096",
+		"OUTBOX_RELAY=off", "AUTH_PASSWORD_BCRYPT_COST=" + strconv.Itoa(o.cost), "DATABASE_URL=" + database,
+		"REDIS_URL=" + redis, "AUTH_CLIENTS=" + clientID + ":" + hex.EncodeToString(digest[:]),
+	}, env...), "serve")
+	if err != nil {
+		return nil, err
+	}
+	s := &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient(), process: p, db: database}
+	p.ready = s.base + "/healthz"
+	return s, nil
 }
 
 // basicAuth is how that client introduces itself.

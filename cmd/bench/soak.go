@@ -19,10 +19,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/toppira/authctl/migrations"
-	"github.com/toppira/authctl/platform/cache"
-	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/engines"
 	"github.com/toppira/authctl/platform/retry"
@@ -43,7 +42,6 @@ type soak struct {
 	pg     *engines.Postgres
 	redis  *redisServer
 	kafka  *engines.Kafka
-	serve  *process
 	relay  *process
 	db     *database.DB
 	server *server
@@ -128,27 +126,20 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 	if _, err := migrations.Up(ctx, s.db); err != nil {
 		return err
 	}
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
 	env := []string{
-		"DATABASE_URL=" + s.pg.URL, "REDIS_URL=" + s.redis.url, "KAFKA_BROKERS=" + s.kafka.Brokers[0], "LOG_LEVEL=warn",
-		"APP_MODE=dev", "AUTH_TOKEN_SECRET=" + uuid.NewString() + uuid.NewString(),
+		"KAFKA_BROKERS=" + s.kafka.Brokers[0], "AUTH_TOKEN_SECRET=" + uuid.NewString() + uuid.NewString(),
 		// Ended sessions are forgotten soon, so that their rows stop growing within the run.
 		"AUTH_ACCESS_TOKEN_TTL=1m", "AUTH_SESSION_MAX_AGE=4m", "AUTH_REFRESH_TOKEN_TTL=2m",
 	}
-	s.relay, err = s.o.newProcess(filepath.Join(dir, "relay"), "relay", env, "relay")
+	s.relay, err = s.o.newProcess(filepath.Join(dir, "relay"), "relay", append(env, "DATABASE_URL="+s.pg.URL), "relay")
 	if err != nil {
 		return err
 	}
-	s.serve, err = s.o.newProcess(filepath.Join(dir, "serve"), "serve", append(env, serveSettings(port, s.o.cost)...),
-		"serve")
+	s.server, err = s.o.newServer(filepath.Join(dir, "serve"), "serve", s.pg.URL, s.redis.url, env...)
 	if err != nil {
 		return err
 	}
-	s.serve.ready = "http://127.0.0.1:" + strconv.Itoa(port) + "/healthz"
-	for _, p := range []*process{s.serve, s.relay} {
+	for _, p := range []*process{s.server.process, s.relay} {
 		if err := os.MkdirAll(p.dir, 0o700); err != nil {
 			return err
 		}
@@ -157,7 +148,6 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 			return err
 		}
 	}
-	s.server = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient()}
 	s.server.client.ReadTimeout, s.server.client.WriteTimeout = 15*time.Second, 15*time.Second
 	s.names, _, err = s.server.users(soakPeople)
 	return err
@@ -199,13 +189,8 @@ func (s *soak) load(ctx context.Context, rate float64, d time.Duration) float64 
 			for ctx.Err() == nil && time.Since(begin) < d {
 				if rate > 0 {
 					due := begin.Add(time.Duration(float64(next.Add(1)) / rate * float64(time.Second)))
-					if due.Sub(begin) > d {
+					if due.Sub(begin) > d || !retry.Sleep(ctx, time.Until(due)) {
 						return
-					}
-					select {
-					case <-ctx.Done():
-						return
-					case <-time.After(time.Until(due)):
 					}
 				}
 				if s.count(s.step(p)) == soakDone {
@@ -357,8 +342,10 @@ func (s *soak) breakThings(ctx context.Context) error {
 // settle returns a while after serve answers and no event waits.
 func (s *soak) settle(ctx context.Context) bool {
 	for deadline := time.Now().Add(2 * time.Minute); ; {
-		waiting, err := s.backlog(ctx)
-		if _, ready := get(strings.TrimSuffix(s.serve.ready, "healthz") + "readyz"); err == nil && ready == nil &&
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		waiting, err := pending(short, s.db)
+		cancel()
+		if _, ready := get(s.server.base + "/readyz"); err == nil && ready == nil &&
 			waiting < 1000 {
 			return retry.Sleep(ctx, min(soakSettle, s.o.soak/40))
 		}
@@ -366,13 +353,6 @@ func (s *soak) settle(ctx context.Context) bool {
 			return false
 		}
 	}
-}
-
-func (s *soak) backlog(ctx context.Context) (n int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	err = s.db.QueryRowContext(ctx, "SELECT count(*) FROM outbox_pending").Scan(&n)
-	return n, err
 }
 
 // The judged series, and how much growth is negligible: pages of a table, a few descriptors.
@@ -396,15 +376,8 @@ var soakSeries = []struct {
 // sample reads the series until ctx ends.
 func (s *soak) sample(ctx context.Context) {
 	every := max(time.Second, s.o.soak/soakSamples)
-	var keys func(context.Context) (float64, error)
-	closeKeys := func() error { return nil }
-	if client, err := cache.Open(ctx, cache.Config{URL: config.Secret(s.redis.url)}, cache.Options{}); err == nil {
-		closeKeys = client.Close
-		keys = func(ctx context.Context) (float64, error) {
-			return client.Do(ctx, "dbsize").Float64()
-		}
-	}
-	defer func() { _ = closeKeys() }()
+	client := redis.NewClient(&redis.Options{Addr: s.redis.addr})
+	defer client.Close()
 	for retry.Sleep(ctx, every) {
 		at := s.seconds()
 		add := func(name string, v float64) {
@@ -412,21 +385,17 @@ func (s *soak) sample(ctx context.Context) {
 			defer s.mu.Unlock()
 			s.series[name] = append(s.series[name], [2]float64{at, v})
 		}
-		for _, p := range []*process{s.serve, s.relay} {
+		for _, p := range []*process{s.server.process, s.relay} {
 			if u, running := p.usage(); running {
 				add("memory "+p.name, u.memory)
 				add("descriptors "+p.name, u.descriptors)
 				add("goroutines "+p.name, u.goroutines)
 			}
 		}
-		if keys != nil {
-			short, cancel := context.WithTimeout(ctx, 2*time.Second)
-			if n, err := keys(short); err == nil {
-				add("keys", n)
-			}
-			cancel()
-		}
 		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		if n, err := client.DBSize(short).Result(); err == nil {
+			add("keys", float64(n))
+		}
 		var tables, log, events, backlog float64
 		err := s.db.QueryRowContext(short, `SELECT
 			coalesce(sum(pg_total_relation_size(oid)) FILTER (WHERE relname NOT LIKE 'outbox\_event%'), 0)::float8,

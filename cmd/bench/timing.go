@@ -85,19 +85,26 @@ func signInStudy(name string, hash func(i int) string) study {
 			return s.refused(st.anyName())
 		},
 	}
-	var file strings.Builder
 	status := map[string]string{"existing": "active", "disabled": "disabled"}
-	for i := range accounts {
+	st.fill(accounts, func(i int, state, username string) string {
+		return fmt.Sprintf(`{"username":%q,"password_hash":%q,"status":%q}`, username, hash(i), status[state])
+	})
+	return st
+}
+
+// fill makes n names for each state, and the accounts of those that are not missing.
+func (st *study) fill(n int, account func(i int, state, username string) string) {
+	var file strings.Builder
+	for i := range n {
 		for _, of := range st.states {
 			username := "bench-" + uuid.NewString()
 			of.names = append(of.names, username)
 			if of.name != "missing" {
-				fmt.Fprintf(&file, `{"username":%q,"password_hash":%q,"status":%q}`+"\n", username, hash(i), status[of.name])
+				file.WriteString(account(i, of.name, username) + "\n")
 			}
 		}
 	}
 	st.users = file.String()
-	return st
 }
 
 // throttledStudy tries wrong passwords at accounts that have one failure more than an address may have, so that
@@ -137,18 +144,10 @@ func forgotStudy(pairs int) study {
 			return s.post("/api/v1/auth/password/forgot", map[string]string{"username": st.names[i]})
 		},
 	}
-	var file strings.Builder
 	hash := bcryptHash()
-	for range pairs {
-		for _, of := range st.states {
-			username := "bench-" + uuid.NewString()
-			of.names = append(of.names, username)
-			if of.name == "existing" {
-				fmt.Fprintf(&file, `{"username":%q,"password_hash":%q,"email":"%[1]s@example.com","email_verified":true}`+"\n", username, hash)
-			}
-		}
-	}
-	st.users = file.String()
+	st.fill(pairs, func(_ int, _, username string) string {
+		return fmt.Sprintf(`{"username":%q,"password_hash":%q,"email":"%[1]s@example.com","email_verified":true}`, username, hash)
+	})
 	return st
 }
 

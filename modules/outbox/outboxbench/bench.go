@@ -247,10 +247,8 @@ func (b *bench) untilEmpty(ctx context.Context) error {
 		if err := b.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM outbox_pending)`).Scan(&some); err != nil || !some {
 			return err
 		}
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, 2*time.Millisecond) {
 			return ctx.Err()
-		case <-time.After(2 * time.Millisecond):
 		}
 	}
 }
@@ -415,8 +413,7 @@ func ByPartition(n, partitions int) [][]relay.Record {
 		p := outbox.Partition(e.Key, partitions)
 		records[p] = append(records[p], relay.Record{Record: outbox.Record{
 			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject,
-			Source:     e.Source,
-			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
+			Source: e.Source, DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
 		}})
 	}
 	return records

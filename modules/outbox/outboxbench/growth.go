@@ -113,8 +113,7 @@ func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 		e := eventOf(key)
 		return []any{
 			first + int64(n), int16(ring), nowMS, int64(1), [16]byte(uuid.Must(uuid.NewV7())), e.Type, e.Key, e.Subject,
-			e.Source,
-			e.DataSchema, e.Time.UTC().Format(time.RFC3339Nano), string(e.Data),
+			e.Source, e.DataSchema, e.Time.UTC().Format(time.RFC3339Nano), string(e.Data),
 		}
 	})
 	if err != nil {
