@@ -634,22 +634,21 @@ func checkWaiting(st outbox.State) (list []finding) {
 
 // waitingNow says how many events wait, while relays that run report so many outages.
 func waitingNow(st outbox.State, outages int) finding {
-	waits := count(int(st.Pending), "event waits", "events wait")
+	waiting := waits(st.Pending)
 	if st.OldestAge > 0 { // not one that is sent again
-		waits += fmt.Sprintf(", the oldest for %s", st.OldestAge.Round(time.Second))
+		waiting += fmt.Sprintf(", the oldest for %s", st.OldestAge.Round(time.Second))
 	}
-	const start = "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
 	switch {
 	case st.Pending == 0 && len(st.Relays) == 0 && st.LastID > 0:
-		return doubtful("nothing waits, but no relay runs, and the next event will wait", start)
+		return doubtful(waiting+", but no relay runs, and the next event will wait", startRelay)
 	case st.Pending == 0:
-		return fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run"))
+		return fine("%s; %s", waiting, count(len(st.Relays), "relay runs", "relays run"))
 	case len(st.Relays) == 0 && outages == 0:
-		return doubtful(waits+", and no relay runs", start)
+		return doubtful(waiting+", and no relay runs", startRelay)
 	case st.OldestAge > time.Minute && outages == 0:
-		return doubtful(waits, "see the log of the relays")
+		return doubtful(waiting, "see the log of the relays")
 	}
-	return fine("%s", waits)
+	return fine("%s", waiting)
 }
 
 // targetFits compares the target of the settings with the outbox's. A serve that leaves events to

@@ -32,9 +32,9 @@ func (d *doctor) targets(ctx context.Context) []finding {
 	}
 	var list []finding
 	var hooks []outbox.Subscription
-	waiting := 0
+	waiting := int64(0)
 	for _, t := range all {
-		waiting += int(t.Waiting)
+		waiting += t.Waiting
 		if t.Kind == outbox.KindWebhook {
 			hooks = append(hooks, t.Subscription)
 		}
@@ -44,29 +44,22 @@ func (d *doctor) targets(ctx context.Context) []finding {
 	if len(list) > 0 {
 		return list
 	}
-	waits := "nothing waits"
-	if waiting > 0 {
-		waits = count(waiting, "event waits", "events wait")
-	}
-	return []finding{fine("mail and %s; %s", count(len(hooks), "webhook", "webhooks"), waits)}
+	return []finding{fine("mail and %s; %s", count(len(hooks), "webhook", "webhooks"), waits(waiting))}
 }
 
 // targetState is what the database says of one target. relays says whether any relay runs.
 func (d *doctor) targetState(t outbox.DeliveryState, relays bool) (list []finding) {
-	waits := "nothing waits"
-	if t.Waiting > 0 {
-		waits = count(int(t.Waiting), "event waits", "events wait")
-	}
 	switch {
 	case !t.Active():
 		advice := "authctl outbox target resume " + t.Name
 		if t.Kind == outbox.KindWebhook {
 			advice += ", or authctl outbox target remove " + t.Name
 		}
-		found := fmt.Sprintf("%s is paused since %s, because %s; %s", t.Name, moment(t.Since), t.Reason, waits)
+		found := fmt.Sprintf("%s is paused since %s, because %s; %s", t.Name, moment(t.Since), t.Reason,
+			waits(t.Waiting))
 		list = append(list, doubtful(found, advice))
 	case t.Deliverers == 0 && (t.Waiting > 0 || relays && t.Kind == outbox.KindWebhook):
-		found := fmt.Sprintf("no process delivers to %s; %s", t.Name, waits)
+		found := fmt.Sprintf("no process delivers to %s; %s", t.Name, waits(t.Waiting))
 		list = append(list, doubtful(found, deliverAdvice(t.Kind)))
 	case t.HeldKeys > 0:
 		keys := count(int(t.HeldKeys), "key of "+t.Name+" is", "keys of "+t.Name+" are")

@@ -159,8 +159,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 		if slices.ContainsFunc(currentOutages(st), func(o sharedOutage) bool { return o.NeedsPerson() }) {
 			hint += "do what the outage says, then " // before that a relay would end again
 		}
-		hint += "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
-		fmt.Fprintln(w, strings.Join(wrap(hint, terminalWidth(w)), "\n"))
+		fmt.Fprintln(w, strings.Join(wrap(hint+startRelay, terminalWidth(w)), "\n"))
 	}
 	if !o.shards {
 		return nil
@@ -230,28 +229,14 @@ func currentOutages(st outbox.State) []sharedOutage {
 
 // eventReport is an event as an operator sees it.
 type eventReport struct {
-	ID          int64           `json:"id"` // the place in the outbox
-	Where       string          `json:"where,omitempty"`
-	EventID     string          `json:"event_id"`
-	Type        string          `json:"type"`
-	Key         string          `json:"key"`
-	Sequence    int64           `json:"sequence"` // of the key
-	Generation  int64           `json:"generation,omitempty"`
-	Time        string          `json:"time"`
-	Subject     string          `json:"subject,omitempty"`
-	Source      string          `json:"source,omitempty"`
-	DataSchema  string          `json:"dataschema,omitempty"`
-	Replay      bool            `json:"replay,omitempty"`
-	TraceParent string          `json:"traceparent,omitempty"`
-	Data        json.RawMessage `json:"data"`
+	ID    int64  `json:"id"` // the first member, before where
+	Where string `json:"where,omitempty"`
+	outbox.Record
+	Data json.RawMessage `json:"data"` // not the bytes of the record, which would be base64
 }
 
 func reportEvent(r outbox.Record, where string) eventReport {
-	return eventReport{
-		ID: r.ID, Where: where, EventID: r.EventID, Type: r.Type, Key: r.Key, Sequence: r.Seq,
-		Generation: r.Generation, Time: r.Time, Subject: r.Subject, Source: r.Source, DataSchema: r.DataSchema,
-		Replay: r.Replay, TraceParent: r.TraceParent, Data: r.Data,
-	}
+	return eventReport{ID: r.ID, Where: where, Record: r, Data: r.Data}
 }
 
 // line is the event on one line. Columns are of fixed width: more may follow at any time.
@@ -260,7 +245,7 @@ func (e eventReport) line() string {
 	if e.Replay {
 		where += " again"
 	}
-	return fmt.Sprintf("%-8d %-27s %-9s %-33s %s #%d %s", e.ID, e.Time, where, e.Type, e.Key, e.Sequence, e.Data)
+	return fmt.Sprintf("%-8d %-27s %-9s %-33s %s #%d %s", e.ID, e.Time, where, e.Type, e.Key, e.Seq, e.Data)
 }
 
 func newOutboxTail(g *global) *cobra.Command {

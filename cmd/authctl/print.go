@@ -315,13 +315,6 @@ func relative(d time.Duration) string {
 	return "in " + d.Round(time.Second).String()
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 func isTerminal(stream any) bool {
 	f := fileOf(stream)
 	return f != nil && term.IsTerminal(int(f.Fd()))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -135,7 +136,7 @@ func describeSession(s auth.Session) (sessionReport, []string) {
 			ID: s.ID, UserID: s.UserID, Username: s.Username, DeviceName: s.DeviceName, UserAgent: s.UserAgent,
 			IP: s.IP, CreatedAt: s.CreatedAt, LastUsedAt: s.LastUsedAt, ExpiresAt: s.ExpiresAt,
 		}, []string{
-			s.ID.String(), s.Username, orDash(s.DeviceName), orDash(s.IP),
+			s.ID.String(), s.Username, cmp.Or(s.DeviceName, "-"), cmp.Or(s.IP, "-"),
 			s.LastUsedAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339),
 		}
 }

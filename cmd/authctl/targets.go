@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,18 +100,24 @@ func maybeDone(err error, look string) error {
 	return advised{fmt.Errorf("%w; it may or may not have been done: %s", err, look)}
 }
 
+// waits says how many events wait.
+func waits(n int64) string {
+	if n == 0 {
+		return "nothing waits"
+	}
+	return count(int(n), "event waits", "events wait")
+}
+
+// startRelay is what to do where nobody relays.
+const startRelay = "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
+
 // describeDelivery says on one line what waits for a target.
 func describeDelivery(t outbox.DeliveryState) string {
-	parts := []string{t.State}
-	if t.Waiting == 0 {
-		parts = append(parts, "nothing waits")
-	} else {
-		text := count(int(t.Waiting), "event waits", "events wait")
-		if t.OldestAge > 0 {
-			text += " for up to " + t.OldestAge.Round(time.Millisecond).String()
-		}
-		parts = append(parts, text)
+	waiting := waits(t.Waiting)
+	if t.Waiting > 0 && t.OldestAge > 0 {
+		waiting += " for up to " + t.OldestAge.Round(time.Millisecond).String()
 	}
+	parts := []string{t.State, waiting}
 	if t.HeldKeys > 0 {
 		parts = append(parts, count(int(t.HeldKeys), "key is", "keys are")+" tried again: "+t.LastError)
 	}
@@ -122,8 +129,7 @@ func describeDelivery(t outbox.DeliveryState) string {
 		parts = append(parts, "paused because "+t.Reason)
 	}
 	if t.Waiting > 0 && t.Active() && t.Deliverers == 0 {
-		parts = append(parts, "nobody delivers: start authctl relay, or authctl serve with OUTBOX_RELAY=inline, with "+
-			"the signing secret")
+		parts = append(parts, "nobody delivers: "+startRelay+", with the signing secret")
 	}
 	return strings.Join(parts, ", ")
 }
@@ -151,7 +157,7 @@ func (g *global) showDelivery(ctx context.Context, a *app, name string) error {
 		}
 		rows := [][]string{
 			{"target", t.Name}, {"kind", t.Kind}, {"state", t.State + " since " + moment(t.Since)},
-			{"types", orDash(strings.Join(t.Types, ", "))},
+			{"types", cmp.Or(strings.Join(t.Types, ", "), "-")},
 		}
 		if t.URL != "" {
 			rows = append(rows, []string{"url", t.URL})

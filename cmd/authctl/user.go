@@ -249,7 +249,7 @@ devices: a device or an address that has signed in to the account before has a c
 		rows = append(rows, []string{"sessions", sessions})
 		for _, s := range report.Sessions {
 			rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s",
-				orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
+				cmp.Or(s.DeviceName, "-"), cmp.Or(s.IP, "-"), s.LastUsedAt.Format(time.RFC3339))})
 		}
 		return errors.Join(g.pairs(a.cmd.OutOrStdout(), report, rows), missing)
 	})

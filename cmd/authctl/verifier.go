@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -52,11 +53,11 @@ have the same name: INSTANCE tells them apart. It is random, or the address of o
 					v.Keys}
 				keys := "not told"
 				if v.Keys != nil {
-					keys = orDash(strings.Join(v.Keys, ","))
+					keys = cmp.Or(strings.Join(v.Keys, ","), "-")
 				}
 				seen := v.Ago.Round(time.Second).String() + " ago"
 				lag := v.Lag.Round(time.Millisecond).String()
-				rows[i] = []string{v.Name, orDash(v.Instance), orDash(v.Version), v.Client, seen, lag, keys}
+				rows[i] = []string{v.Name, cmp.Or(v.Instance, "-"), cmp.Or(v.Version, "-"), v.Client, seen, lag, keys}
 			}
 			if len(rows) == 0 && g.output != "json" {
 				_, err := fmt.Fprintln(a.cmd.ErrOrStderr(), "no verifier was seen in the last day")
