@@ -88,8 +88,9 @@ func locked(ctx context.Context, db *database.DB, list []Option, fn func(one dat
 		}
 		return one.Tx(ctx, func() error {
 			// A role may be bounded so that no request holds anything up. This takes its time, but
-			// must not keep everybody else waiting behind a table that it does not get.
-			for _, setting := range []string{"statement_timeout = 0", "idle_in_transaction_session_timeout = 0",
+			// must not keep everybody else waiting behind a table that it does not get, nor for a process
+			// that has stopped, since its machine was suspended or its network was cut.
+			for _, setting := range []string{"statement_timeout = 0", "idle_in_transaction_session_timeout = '10s'",
 				"lock_timeout = '10s'"} {
 				if _, err := one.ExecContext(ctx, "SET LOCAL "+setting); err != nil {
 					return fmt.Errorf("prepare to migrate: %w", err)

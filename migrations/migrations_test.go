@@ -485,6 +485,28 @@ func applied(t *testing.T, db *database.DB) (names []string) {
 	return names
 }
 
+// Everybody waits for the tables. Whoever migrates from a laptop may close it.
+func TestAMigrationThatStopsInTheMiddleIsEnded(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Open(t, dbtest.EmptyURL(t, "").Reveal())
+	for _, statement := range []string{"CREATE TABLE seen (bound text)",
+		`CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+			INSERT INTO seen VALUES (current_setting('idle_in_transaction_session_timeout')); END $$`,
+		"CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION look()"} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	bounds, err := database.Collect(t.Context(), db, "what was seen", database.Value[string],
+		"SELECT DISTINCT bound FROM seen")
+	if err != nil || !slices.Equal(bounds, []string{"10s"}) {
+		t.Errorf("it would be ended after %q, %v", bounds, err)
+	}
+}
+
 func TestNewWritesAllFourFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
