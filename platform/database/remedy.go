@@ -29,7 +29,8 @@ var remedies = []struct{ code, remedy string }{
 		"connecting; " +
 		"a serve that relays needs GRANT authctl_relay TO authctl_serve, or OUTBOX_RELAY=off"},
 	{"42P01", "run: authctl migrate up; if that was done, the tables are in a schema that the role's " +
-		"search_path does not name"},
+		"search_path does not name, or another program has changed that of a connection of PgBouncer (RECONNECT on " +
+		"its console ends it)"},
 	{"42703", "run: authctl migrate up"},
 	{"42883", "run: authctl migrate up"},
 	{"3F000", "correct the search_path of the role or of DATABASE_URL: it names no schema that is there"},
