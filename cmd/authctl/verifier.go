@@ -38,9 +38,10 @@ func newVerifierList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the verifiers of the last day",
-		Long: `List the verifiers that were seen in the last day. LAG is how old the knowledge of a verifier was
-at its last request; one that was not seen for long knows nothing newer. Several processes may
-have the same name: INSTANCE tells them apart. It is random, or the address of one that sends none.`,
+		Long: `List the verifiers that were seen in the last day. LAST SEEN is noted every 20 seconds, and LAG is how
+old the knowledge of the verifier was then; one that was not seen for a minute knows nothing newer. Several
+processes may have the same name: INSTANCE tells them apart. It is random, or the address of one that sends
+none.`,
 		Example: "  authctl verifier list",
 		RunE: g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
 			list, err := auth.Verifiers(ctx, a.db, 24*time.Hour)
