@@ -288,6 +288,46 @@ func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 	}
 }
 
+// No two events have one id, and ids are UUIDv7: consumers pass over an event whose id they know.
+func TestEachRefusalIsAnEventOfItsOwn(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := startSMTP(t)
+		m := newMailer(t, s.config(), Options{DB: db})
+		queued(t, db, m.opt.Sealer, "rcpt-550@example.com")
+		announced := func() (ids []string) {
+			err := outbox.Tail(t.Context(), db, outbox.TailOptions{Last: 9}, func(e outbox.Entry) error {
+				ids = append(ids, e.EventID)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ids
+		}
+		deliver(t, db, m)
+		testenv.Eventually(t, "the address is parked", func() bool { return waiting(t, db).ParkedKeys == 1 })
+		mail, err := outbox.FindSubscription(t.Context(), db, contact.TargetMail)
+		if err == nil {
+			_, err = outbox.RetryAllHeld(t.Context(), db, mail)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, "it is parked again", func() bool {
+			return len(announced()) == 2 && waiting(t, db).ParkedKeys == 1
+		})
+		ids := map[uuid.UUID]bool{}
+		for _, text := range announced() {
+			id, err := uuid.Parse(text)
+			if err != nil || id.Version() != 7 || ids[id] {
+				t.Errorf("an event has the id %s", text)
+			}
+			ids[id] = true
+		}
+	})
+}
+
 // The mails to a refused address are parked, and the same person's other address gets its mails.
 func TestADeadAddressHoldsUpNoOtherOfThePerson(t *testing.T) {
 	t.Parallel()

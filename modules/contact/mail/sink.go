@@ -160,21 +160,20 @@ func (m *Mailer) Deliver(ctx context.Context, _ outbox.Subscription, r outbox.Re
 	}
 	err = m.attempt(ctx, id, message, r, attempt)
 	if refused, ok := errors.AsType[*delivery.Refused](err); ok {
-		if failed := m.announce(ctx, id, r.ID, message, refused.Err.Error()); failed != nil {
+		if failed := m.announce(ctx, r.ID, message, refused.Err.Error()); failed != nil {
 			return fmt.Errorf("announce that a mail was refused (%w): %w", refused.Err, failed)
 		}
 	}
 	return err
 }
 
-// announce adds the event that an address does not take mails. If the message is tried again and refused
-// again, the event is the same, with the same id.
-func (m *Mailer) announce(ctx context.Context, id uuid.UUID, row int64, message contact.Message, reason string) error {
+// announce adds the event that an address does not take mails. A message that is tried again and refused again is
+// announced again, by an event of its own: it has another time and sequence number.
+func (m *Mailer) announce(ctx context.Context, row int64, message contact.Message, reason string) error {
 	e, err := contact.Undeliverable(message, m.opt.Issuer, reason, m.opt.Now())
 	if err != nil {
 		return err
 	}
-	e.ID = uuid.NewSHA1(id, []byte(e.Type))
 	err = m.opt.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		return outbox.AddUndeliverable(ctx, tx, row, e)
 	})
