@@ -51,8 +51,8 @@ func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account,
 		return a.passwordHash, found, err
 	})
 	if err == nil {
-		if result.Rehash {
-			s.renewHash(ctx, a, password)
+		if result.Renewed != "" {
+			s.renewHash(ctx, a, result.Renewed)
 		}
 		return ticket, result.OK, nil
 	}
@@ -64,18 +64,12 @@ func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account,
 	return nil, false, err
 }
 
-// renewHash replaces the stored hash by one under the present settings. When it fails, or others wait for a worker, the
-// next sign-in tries again.
-func (s *Service) renewHash(ctx context.Context, a *account, password string) {
-	if s.passwords.Crowded() {
-		return
-	}
-	hash, err := s.passwords.Hash(ctx, password)
-	if err == nil {
-		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-			return rehash(ctx, tx, a.ID, a.passwordHash, hash)
-		})
-	}
+// renewHash replaces the stored hash by one under the present settings. When it fails, the next
+// sign-in tries again.
+func (s *Service) renewHash(ctx context.Context, a *account, hash string) {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		return rehash(ctx, tx, a.ID, a.passwordHash, hash)
+	})
 	if err != nil {
 		s.log.Info("password_hash_not_renewed", zap.Stringer("user_id", a.ID), zap.Error(err))
 		return

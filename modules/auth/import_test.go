@@ -20,7 +20,6 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database/dbtest"
-	"github.com/toppira/authctl/platform/testenv"
 )
 
 // importing collects the output of an import.
@@ -711,44 +710,6 @@ func TestParallelSignInsOfAnImportedUserAllSucceed(t *testing.T) {
 			group.Wait()
 		}
 	})
-}
-
-// Renewing a hash is not urgent. Who signs in during a flood has waited for a worker once.
-func TestASignInDoesNotWaitTwice(t *testing.T) {
-	t.Parallel()
-	cfg := testConfig()
-	cfg.Password.Workers, cfg.Password.BcryptCost = 1, 13 // long enough to be seen
-	env := newEnv(t, cfg, dbtest.SQLite(t), nil)
-	env.importFile(t, "native.ndjson")
-	u, err := env.FindUserByName(t.Context(), "native.ssha")
-	if err != nil {
-		t.Fatal(err)
-	}
-	renewed := func() bool {
-		a, err := accountByID(t.Context(), env.db, u.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		before := a.passwordHash
-		env.renewHash(t.Context(), &a, goodPassword)
-		return a.passwordHash != before
-	}
-	var others sync.WaitGroup
-	for range 3 {
-		others.Go(func() {
-			if _, err := env.passwords.Hash(t.Context(), goodPassword); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	testenv.Eventually(t, "others wait", env.passwords.Crowded)
-	if renewed() {
-		t.Error("the hash is renewed while others wait")
-	}
-	others.Wait()
-	if !renewed() {
-		t.Error("the hash is not renewed")
-	}
 }
 
 // The same where a session asks for the password again.

@@ -78,9 +78,6 @@ func (p *Passwords) Close() error {
 // not, and any other error when the breached-set file could not be asked.
 func (p *Passwords) Check(password, username string) error { return p.policy.check(password, username) }
 
-// Crowded reports whether somebody waits for a worker.
-func (p *Passwords) Crowded() bool { return p.pool.waiting() > 0 }
-
 // Overloaded is [ErrOverloaded] with the time after which to try again, which differs for those that are
 // refused together.
 func (p *Passwords) Overloaded() error { return p.pool.Overloaded() }
@@ -102,13 +99,17 @@ func (p *Passwords) hash(ctx context.Context, why purpose, password string) (str
 		return "", fault.Refuse(InvalidUnicode, "is not valid UTF-8")
 	}
 	text := norm.NFC.Bytes([]byte(password))
-	maker, size := p.maker(text)
 	var encoded string
-	if err := p.pool.do(ctx, why, nothing,
-		func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
+	if err := p.pool.do(ctx, why, nothing, func() error { encoded = p.make(text); return nil }); err != nil {
 		return "", err
 	}
 	return encoded, nil
+}
+
+// make hashes a password in NFC under the present settings, on a worker.
+func (p *Passwords) make(password []byte) string {
+	maker, size := p.maker(password)
+	return maker.seal(password, size).String()
 }
 
 // Closed returns a hash to store that no password matches. It computes none, so it never waits.
@@ -140,9 +141,9 @@ func (p *Passwords) maker(password []byte) (maker hash, digestSize int) {
 // Result is the outcome of a verification.
 type Result struct {
 	OK bool
-	// Rehash says that the right password should be hashed again and stored: the algorithm
-	// is not the one set, its cost is below the setting, or the hash was made elsewhere.
-	Rehash bool
+	// Renewed is a hash of the right password to store instead: the algorithm is not the one set, its cost is
+	// below the setting, or the hash was made elsewhere. Empty: the stored one stays.
+	Renewed string
 }
 
 // Verify reports whether the password is the one of the stored hash that find returns, false
@@ -179,16 +180,19 @@ func (p *Passwords) Verify(ctx context.Context, canonical, password string,
 	again := !bytes.Equal(typed, normal)
 	var result Result
 	err := p.pool.do(ctx, signIn, prepare, func() error {
+		outdated := h.current == nil || !h.current(p.cfg)
 		result.OK = h.matches(normal)
 		if again && h.matches(typed) && !result.OK {
-			result = Result{OK: true, Rehash: true}
+			result.OK, outdated = true, true
+		}
+		if result.OK && outdated { // at once: to wait for a worker again takes seconds during a flood
+			result.Renewed = p.make(normal)
 		}
 		return nil
 	})
 	if err != nil {
 		return Result{}, err
 	}
-	result.Rehash = result.OK && (result.Rehash || h.current == nil || !h.current(p.cfg))
 	return result, nil
 }
 

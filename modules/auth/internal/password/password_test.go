@@ -148,7 +148,7 @@ func TestDecomposedCharactersAreTheSamePassword(t *testing.T) {
 	p := start(t, cheap())
 	const composed, decomposed = "caf\u00e9 \u1e69", "cafe\u0301 s\u0307\u0323"
 	for _, typed := range [][2]string{{composed, decomposed}, {decomposed, composed}} {
-		if r := mustVerify(t, p, mustHash(t, p, typed[0]), typed[1]); !r.OK || r.Rehash {
+		if r := mustVerify(t, p, mustHash(t, p, typed[0]), typed[1]); !r.OK || r.Renewed != "" {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -167,7 +167,7 @@ func TestHashesMadeElsewhereAlsoTakeThePasswordAsTyped(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The cost is as set, but our own hash would be of the composed form.
-	if r := mustVerify(t, p, string(theirs), decomposed); r != (Result{OK: true, Rehash: true}) {
+	if r := mustVerify(t, p, string(theirs), decomposed); !r.OK || r.Renewed == "" {
 		t.Errorf("%+v", r)
 	}
 }
@@ -217,7 +217,7 @@ func TestRehashWhenAlgorithmOrCostIsBelowTheSetting(t *testing.T) {
 	} {
 		encoded := mustHash(t, start(t, test.made), test.password)
 		p := start(t, test.set)
-		if r := mustVerify(t, p, encoded, test.password); r != (Result{OK: true, Rehash: test.rehash}) {
+		if r := mustVerify(t, p, encoded, test.password); !r.OK || r.Renewed != "" != test.rehash {
 			t.Errorf("%s: %+v", test.name, r)
 		}
 		if r := mustVerify(t, p, encoded, "wrong"); r != (Result{}) {
@@ -232,8 +232,13 @@ func TestHashesOfOtherSystemsAreReplaced(t *testing.T) {
 	for _, v := range vectors() {
 		r := mustVerify(t, p, v.encoded, v.password)
 		own := strings.HasPrefix(v.encoded, "$2") || strings.HasPrefix(v.encoded, "$bcrypt-sha256$v=2,")
-		if !r.OK || r.Rehash == own {
+		if !r.OK || r.Renewed == "" != own {
 			t.Errorf("%s: %+v", v.encoded, r)
+		}
+		if r.Renewed != "" {
+			if again := mustVerify(t, p, r.Renewed, v.password); !again.OK || again.Renewed != "" {
+				t.Errorf("%s: the new hash %s: %+v", v.encoded, r.Renewed, again)
+			}
 		}
 	}
 }
