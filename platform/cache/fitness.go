@@ -145,17 +145,6 @@ func (s Server) named(text string) string {
 	return s.Name + ": " + text
 }
 
-// Commands lists what the Redis user of the service must be able to run, except what every
-// connection uses (HELLO, AUTH, PING, SELECT). CLIENT SETNAME and INFO are useful but not needed.
-func Commands() []string {
-	names := make([]string, 0, len(attempts)+1)
-	for _, a := range attempts {
-		names = append(names, a.name)
-	}
-	slices.Sort(names)
-	return names
-}
-
 // ClusterCommands lists what the Redis user of a cluster must be able to run as well.
 func ClusterCommands() []string { return []string{"asking", "cluster|nodes", "cluster|slots"} }
 
