@@ -148,6 +148,7 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 	}
 	query := from.Query()
 	over, kept, highest := "", "", int64(0)
+	current := false // the snapshot, which may be some seconds old, is whole
 	for {
 		var page revocations
 		if err := fetchJSON(ctx, from.String(), v.client, secret, &page); err != nil {
@@ -174,7 +175,7 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 				return fmt.Errorf("fetch what has ended: an end of the unknown type %q; use a newer authctl", one.Type)
 			}
 		}
-		if !page.More {
+		if !page.More && current {
 			if over == "" && epoch < highest && kept != claim("sid") {
 				over = "session revoked, with others of the account"
 			}
@@ -190,6 +191,7 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 			}
 			return nil
 		}
+		current = current || !page.More
 		query.Set("after", page.Cursor)
 		from.RawQuery = query.Encode()
 	}

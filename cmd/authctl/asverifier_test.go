@@ -85,7 +85,7 @@ func TestTheServerThatIsNamedIsAsked(t *testing.T) {
 	if err := v.apply(t.Context(), v.onServer("https://auth.invalid/path/feed"), "s", &auth.TokenReport{}); err != nil {
 		t.Error(err)
 	}
-	want := []string{"/.well-known/oauth-authorization-server", "/keys", "/feed"}
+	want := []string{"/.well-known/oauth-authorization-server", "/keys", "/feed", "/feed"}
 	if !slices.Equal(asked, want) {
 		t.Errorf("asked %q", asked)
 	}
@@ -144,6 +144,23 @@ func TestWhatIsKnownOfAnotherTimeIsToldOf(t *testing.T) {
 		if told := strings.Contains(report.Verdict, "1h0m0s off the clock here"); told != want || !report.Valid {
 			t.Errorf("%v: %s", off, report.Verdict)
 		}
+	}
+}
+
+// A snapshot may be some seconds old. What has ended since comes with the cursor, and a verifier asks for that at once.
+func TestTheNewestEndsAreAskedForToo(t *testing.T) {
+	t.Parallel()
+	feed := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text := `{"cursor":"a","as_of":"2026-01-02T15:04:05Z","revocations":[]}`
+		if r.FormValue("after") == "a" {
+			text = `{"cursor":"b","as_of":"2026-01-02T15:04:06Z","revocations":[{"type":"session","sid":"s"}]}`
+		}
+		_, _ = io.WriteString(w, text) // the command may have gone
+	}))
+	defer feed.Close()
+	report := auth.TokenReport{Valid: true, Verdict: "valid", Claims: map[string]any{"sid": "s", "sub": "u"}}
+	if err := (asVerifier{client: "orders"}).apply(t.Context(), feed.URL, "secret", &report); err != nil || report.Valid {
+		t.Errorf("%+v, %v", report, err)
 	}
 }
 

@@ -102,8 +102,11 @@ step. If the server refuses, its words are shown and the exit code is 1.`,
 				return err
 			}
 			if !s.Mail.Sends() {
-				return errors.New("no SMTP server is named, so mails become files in " + m.Describe() +
-					"; name one with MAIL_URL and MAIL_FROM")
+				what := "mails become files in " + m.Describe()
+				if s.App.prod() {
+					what = "this process sends no mails"
+				}
+				return errors.New("no SMTP server is named, so " + what + "; name one with MAIL_URL and MAIL_FROM")
 			}
 			defer func() { err = errors.Join(err, m.Close()) }()
 			ctx, cancel := context.WithTimeout(cmd.Context(), 3*time.Minute)

@@ -129,7 +129,7 @@ func describeDelivery(t outbox.DeliveryState) string {
 		parts = append(parts, "paused because "+t.Reason)
 	}
 	if t.Waiting > 0 && t.Active() && t.Deliverers == 0 {
-		parts = append(parts, "nobody delivers: "+startRelay+", with the signing secret")
+		parts = append(parts, "nobody delivers: "+deliverAdvice(t.Kind))
 	}
 	return strings.Join(parts, ", ")
 }
