@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/toppira/authctl/platform/engines"
 	"github.com/toppira/authctl/platform/retry"
@@ -57,6 +58,7 @@ func startRedis(args ...string) (*redisServer, error) {
 	if err != nil {
 		return nil, err
 	}
+	logging.Disable() // of the client, while the server is stopped
 	r := &redisServer{dir: dir, addr: fmt.Sprintf("127.0.0.1:%d", port)}
 	r.url = "redis://" + r.addr + "/0"
 	r.args = append([]string{"--bind", "127.0.0.1", "--port", strconv.Itoa(port), "--dir", dir, "--save", "",
