@@ -127,21 +127,22 @@ var errURL = errors.New("must be a URL that begins with redis://, rediss:// or u
 // check refuses URLs that the client accepts but would ignore in part, or read in another way.
 func (t target) check(text string) error {
 	var numbers []int
+	var dial time.Duration // negative if the option is 0
 	switch {
 	case t.single != nil:
 		o := t.single
+		dial = o.DialTimeout
 		numbers = []int{o.DB, o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns, o.MaxConcurrentDials}
-		if o.Network == "unix" {
-			return inRange(numbers)
-		}
 	case t.sentinel != nil:
 		o := t.sentinel
+		dial = o.DialTimeout
 		numbers = []int{o.DB, o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns, o.MaxConcurrentDials}
 		if o.RouteByLatency || o.RouteRandomly || o.ReplicaOnly || o.UseDisconnectedReplicas {
 			return errReplicas
 		}
 	default:
 		o := t.cluster
+		dial = o.DialTimeout
 		numbers = []int{o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns, o.MaxConcurrentDials,
 			o.MaxRedirects}
 		if o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
@@ -150,6 +151,12 @@ func (t target) check(text string) error {
 	}
 	if err := inRange(numbers); err != nil {
 		return err
+	}
+	if dial < 0 {
+		return errors.New("has a dial_timeout that is not positive, which would end every attempt to connect at once")
+	}
+	if t.single != nil && t.single.Network == "unix" {
+		return nil
 	}
 	addresses := t.addresses()
 	for i, address := range addresses {
