@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
@@ -24,20 +23,8 @@ func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		locked, release := make(chan error, 1), make(chan struct{})
-		held := make(chan error, 1)
-		go func() {
-			held <- db.Tx(context.Background(), func(ctx context.Context, tx database.Tx) error {
-				_, err := lockAccount(ctx, tx, user.ID)
-				if err == nil {
-					_, err = tx.ExecContext(ctx, "UPDATE users SET updated_at = updated_at WHERE id = ?", user.ID)
-				}
-				locked <- err
-				<-release
-				return nil
-			})
-		}()
-		if err := <-locked; err != nil {
+		tx, release := dbtest.Begin(t, db)
+		if _, err := lockAccount(t.Context(), tx, user.ID); err != nil {
 			t.Fatal(err)
 		}
 		for range maxLockOuts {
@@ -53,8 +40,7 @@ func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
 		case <-time.After(testenv.Patience): // one after the other, they would take twenty minutes
 			t.Error("it continues to announce")
 		}
-		close(release)
-		if err := <-held; err != nil {
+		if err := release(true); err != nil {
 			t.Error(err)
 		}
 		if said := env.log.String(); !strings.Contains(said, "lock_outs_not_announced") {

@@ -546,24 +546,21 @@ func TestForeignTransactionsDelayNothing(t *testing.T) {
 	db := dbtest.Postgres(t)
 	s, path := file(t)
 	startRelay(t, db, s, relay.Config{}, relay.Options{})
-	err := db.Tx(t.Context(), func(ctx context.Context, reader database.Tx) error {
-		var n int
-		if err := reader.QueryRowContext(ctx,
-			`SELECT count(*) FROM outbox_event, outbox_pending`).Scan(&n); err != nil {
-			return err
-		}
-		return db.Tx(ctx, func(ctx context.Context, writer database.Tx) error {
-			if err := outbox.Add(ctx, writer, outboxtest.Event("slow")); err != nil {
-				return err
-			}
-			for range 50 {
-				outboxtest.AddKeys(t, db, "a", "b")
-			}
-			testenv.Eventually(t, "the others' events", func() bool { return len(lines(t, path)) == 100 })
-			return nil
-		})
-	})
-	if err != nil {
+	reader, endReader := dbtest.Begin(t, db)
+	var n int
+	if err := reader.QueryRowContext(t.Context(),
+		`SELECT count(*) FROM outbox_event, outbox_pending`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	writer, endWriter := dbtest.Begin(t, db)
+	if err := outbox.Add(t.Context(), writer, outboxtest.Event("slow")); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		outboxtest.AddKeys(t, db, "a", "b")
+	}
+	testenv.Eventually(t, "the others' events", func() bool { return len(lines(t, path)) == 100 })
+	if err := errors.Join(endWriter(true), endReader(true)); err != nil {
 		t.Fatal(err)
 	}
 	drained(t, db)
