@@ -454,6 +454,36 @@ func TestAChangeEndsEveryChallenge(t *testing.T) {
 	}
 }
 
+// A notice that waits for the mail server is about nothing once its account is deleted.
+func TestANoticeToADeletedAccountIsNotSent(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		caller := env.verified(t, "alice@example.com")
+		env.messages(t)
+		if err := env.accounts.SetPassword(t.Context(), caller.User.ID, newPassword); err != nil {
+			t.Fatal(err)
+		}
+		m := env.message2(t, PurposeNoticePassword)
+		wanted := func() bool {
+			t.Helper()
+			wanted, err := Wanted(t.Context(), env.db, m, env.now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return wanted
+		}
+		if !wanted() {
+			t.Error("the notice is dropped")
+		}
+		if err := env.accounts.DeleteUser(t.Context(), caller.User.ID); err != nil {
+			t.Fatal(err)
+		}
+		if wanted() {
+			t.Error("the notice is still sent")
+		}
+	})
+}
+
 // message2 returns the message of a purpose among the unread ones.
 func (env *testEnv) message2(t *testing.T, purpose Purpose) Message {
 	t.Helper()

@@ -142,14 +142,15 @@ func (s *Sealer) Open(id uuid.UUID, data []byte) (Message, error) {
 	return m, nil
 }
 
-// Wanted reports whether the message should still be sent: not if it is for nobody, has expired, or its
-// challenge was used or replaced.
+// Wanted reports whether the message should still be sent: not if it is for nobody, has expired, its
+// challenge was used or replaced, or the account was deleted.
 func Wanted(ctx context.Context, db database.IDB, m Message, now time.Time) (bool, error) {
 	if m.Purpose == PurposeNone || !m.ExpiresAt.IsZero() && !now.Before(m.ExpiresAt) {
 		return false, nil
 	}
 	if m.ChallengeID == uuid.Nil {
-		return true, nil
+		deleted, err := outbox.IsFinished(ctx, db, m.UserID.String()) // a relay may not read accounts
+		return !deleted, err
 	}
 	state, err := database.Value[string](db.QueryRowContext(ctx, "SELECT state FROM contact_challenge WHERE id = ?",
 		m.ChallengeID))

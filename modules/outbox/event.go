@@ -156,6 +156,17 @@ func Finish(ctx context.Context, tx database.Tx, key string) error {
 		ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, finished_ms = excluded.finished_ms`, key)
 }
 
+// IsFinished reports whether [Finish] said of a key that it has no more events, and it has had none since. After
+// the retention nobody knows.
+func IsFinished(ctx context.Context, db database.IDB, key string) (bool, error) {
+	n, err := database.Value[int64](db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_finished_key f
+		JOIN outbox_key k ON k.key = f.key AND k.seq = f.seq WHERE f.key = ?`, key))
+	if err != nil {
+		return false, fmt.Errorf("look whether a key is finished: %w", err)
+	}
+	return n > 0, nil
+}
+
 // stored is an event in the form of its table.
 type stored struct {
 	Event

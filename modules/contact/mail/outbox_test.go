@@ -224,6 +224,7 @@ func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 	}
 	run("CREATE ROLE WHO LOGIN PASSWORD '" + secret + "'")
 	run("GRANT SELECT (id, state) ON contact_challenge TO WHO")
+	run("GRANT SELECT ON outbox_key, outbox_finished_key TO WHO")
 	run("REVOKE EXECUTE ON FUNCTION outbox_add_undeliverable, outbox_add, outbox_add_message FROM PUBLIC")
 	t.Cleanup(func() {
 		if _, err := owner.Write(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role); err != nil {
