@@ -28,8 +28,8 @@
 // and the time from question to answer bounds how old the answer can be. An idle verifier asks
 // once in a third of MaxLag.
 //
-// Without credentials it checks signatures and claims alone. Who receives the events of authctl
-// from Kafka hands each to [Verifier.Apply].
+// Without credentials it checks signatures and claims alone. A service that
+// receives the events of authctl from Kafka hands each to [Verifier.Apply].
 //
 // # What it runs
 //

@@ -87,7 +87,7 @@ func (o *statusOptions) run(ctx context.Context, a *app, _ []string) error {
 		switch {
 		case o.watch && ctx.Err() != nil:
 			return nil
-		case o.watch && database.IsUnavailable(err): // who watches wants to see it come back
+		case o.watch && database.IsUnavailable(err): // whoever watches wants to see it come back
 			if !away {
 				tellAway(a.cmd.ErrOrStderr(), err)
 			}
@@ -272,7 +272,8 @@ As JSON it is one object a line.`,
 						return err
 					}
 				}
-				opt.Away = func(err error) { tellAway(cmd.ErrOrStderr(), err) } // who follows wants to see it come back
+				// Whoever follows wants to see it come back.
+				opt.Away = func(err error) { tellAway(cmd.ErrOrStderr(), err) }
 				shown := 0
 				err := outbox.Tail(ctx, a.db, opt, func(e outbox.Entry) error {
 					shown++

@@ -27,7 +27,7 @@ func (s *Service) Contacts(ctx context.Context, userID uuid.UUID) ([]Contact, er
 
 // ContactByEmail returns the contact of an account with the address, in capitals or not, or
 // [ErrContactNotFound]. strasse@ is not found by straße@, although they are compared as one: they may be two
-// mailboxes, and who asks means the one.
+// mailboxes, and whoever asks means one of them.
 func (s *Service) ContactByEmail(ctx context.Context, userID uuid.UUID, email string) (Contact, error) {
 	c, err := scanContact(s.db.QueryRowContext(ctx, "SELECT "+contactColumns+` FROM contact WHERE user_id = ? AND kind = ?
 		AND canonical = ?`, userID, KindEmail, canonicalOf(email)))

@@ -127,7 +127,7 @@ func create(ctx context.Context, s *stored) (traceparent string) {
 }
 
 // AddUndeliverable adds the event which says that a message cannot be delivered: its type ends with
-// .Undeliverable and a version. Who delivers needs no right to add other events for that. id is the
+// .Undeliverable and a version. A process that delivers needs no right to add other events. id is the
 // [Record.ID] of the message; nothing is added when it no longer waits.
 func AddUndeliverable(ctx context.Context, tx database.Tx, id int64, e Event) error {
 	s, err := prepare(e)

@@ -82,8 +82,8 @@ func (c KafkaConfig) Validate(report func(path, problem string)) {
 	}
 }
 
-// Overridden reports settings without effect. Who sets one of them believes that the connection is encrypted, or that
-// somebody signs in.
+// Overridden reports settings without effect. Whoever sets one of them believes that the connection is encrypted, or
+// that somebody signs in.
 func (c KafkaConfig) Overridden(report func(path, by string)) {
 	if !c.TLS.Enabled {
 		for _, path := range []string{"kafka.tls.ca_file", "kafka.tls.cert_file", "kafka.tls.key_file"} {

@@ -107,7 +107,7 @@ func (c Config) HashMemory(workers int) uint64 {
 // never occupies the P that a request needs: the kernel, which knows that workers have the
 // lowest priority, decides who runs, and not Go's scheduler, which does not.
 //
-// Who set GOMAXPROCS in the environment has chosen, and is left alone.
+// Whoever has set GOMAXPROCS in the environment has chosen, and it is left alone.
 func reserveProcs(workers int) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + workers)

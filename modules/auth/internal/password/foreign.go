@@ -58,8 +58,8 @@ func Import(text string) (encoded string, scheme Scheme, err error) {
 	if encodedTwice(encoded, h.digest) {
 		return "", "", errors.New("salt and digest are hexadecimal, or encoded twice, where this form has base64")
 	}
-	// A sign-in of one user must not occupy a worker for a minute. Who sets such a cost
-	// for all users has chosen it.
+	// A sign-in of one user must not occupy a worker for a minute. Whoever sets such
+	// a cost for all users has chosen it.
 	if h.bcryptCost > maxImportBcryptCost {
 		return "", "", fmt.Errorf("bcrypt cost %d is more than the %d accepted of a hash made elsewhere", h.bcryptCost,
 			maxImportBcryptCost)

@@ -148,7 +148,7 @@ type Result struct {
 
 // Verify reports whether the password is the one of the stored hash that find returns, false
 // when the name is nobody's. It waits for a worker, and calls find when one is about to be
-// free, so not for who is turned away: [ErrOverloaded], [ErrClosed], or the error of ctx. A
+// free, so not for those turned away: [ErrOverloaded], [ErrClosed], or the error of ctx. A
 // hash that cannot be read, or would cost more than any may, is an error before anything is
 // computed.
 //

@@ -26,7 +26,7 @@ var ErrMalformed = errors.New("not a refresh token of this service")
 //
 //	version 1 | key id 1 | user id 16 | session id 16 | generation 4 | secret 32 | MAC 16
 //
-// The MAC is HMAC-SHA-256 cut to 16 bytes. Who guesses it has only got as far as the lookup,
+// The MAC is HMAC-SHA-256 cut to 16 bytes. Whoever guesses it has only got as far as the lookup,
 // where the secret's 256 bits wait, and 2^128 tries over a network are out of reach: 16 more
 // bytes in every request would buy nothing.
 const (
