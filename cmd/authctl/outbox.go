@@ -16,6 +16,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"golang.org/x/term"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
@@ -126,10 +127,13 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 		}
 		return printJSON(w, report)
 	}
-	if o.watch && isTerminal(w) && os.Getenv("TERM") != "dumb" {
-		fmt.Fprint(w, "\x1b[H\x1b[2J") // clear the screen and begin at the top
+	limit := terminalWidth(w)
+	var text strings.Builder
+	var rows [][]string
+	if o.watch { // the one that is shown may be old: the database may hang
+		rows = append(rows, []string{"at", moment(time.Now())})
 	}
-	rows := [][]string{{"pending", fmt.Sprint(st.Pending)}}
+	rows = append(rows, []string{"pending", fmt.Sprint(st.Pending)})
 	if st.OldestAge > 0 { // not one that is sent again
 		rows = append(rows, []string{"oldest", "waits for " + st.OldestAge.Round(time.Millisecond).String()})
 	}
@@ -150,25 +154,52 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 		rows = append(rows, []string{"  " + r.Name, fmt.Sprintf("%d of %s, %.1f events/s, since %s",
 			r.Shards, count(len(st.Shards), "shard", "shards"), r.Rate, r.Started.Format(time.RFC3339))})
 	}
-	if err := printPairs(w, rows); err != nil {
-		return err
-	}
+	_ = printPairsWithin(&text, limit, rows)
 	if st.Pending > 0 && len(st.Relays) == 0 &&
 		!slices.ContainsFunc(st.Outages, func(o outbox.Outage) bool { return o.Lasts }) {
 		hint := "events wait and nobody relays them: "
 		if slices.ContainsFunc(currentOutages(st), func(o sharedOutage) bool { return o.NeedsPerson() }) {
 			hint += "do what the outage says, then " // before that a relay would end again
 		}
-		fmt.Fprintln(w, strings.Join(wrap(hint+startRelay, terminalWidth(w)), "\n"))
+		fmt.Fprintln(&text, strings.Join(wrap(hint+startRelay, limit), "\n"))
 	}
-	if !o.shards {
-		return nil
+	if o.shards {
+		_ = printTableWithin(&text, limit, shardHeading, describeShards(st))
 	}
+	switch {
+	case o.watch && isTerminal(w) && os.Getenv("TERM") != "dumb":
+		return draw(w, text.String())
+	case o.watch:
+		text.WriteString("\n")
+	}
+	_, err := io.WriteString(w, text.String())
+	return unwritten(err)
+}
+
+// draw shows lines on a terminal, in place of what is there, and in one piece, so that nothing flickers. Lines that do
+// not fit on the screen are left out at the end: they would push the first ones off it.
+func draw(w io.Writer, text string) error {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	columns, room, err := term.GetSize(int(fileOf(w).Fd()))
+	known := err == nil && columns > 0 && room > 0
+	for i := 0; i < len(lines) && known; i++ {
+		room -= 1 + max(0, width(lines[i])-1)/columns
+		if room < 2 && i < len(lines)-1 || room < 1 { // the cursor needs a line as well
+			lines = append(lines[:i], fmt.Sprintf("(%s)", count(len(lines)-i, "more line", "more lines")))
+			break
+		}
+	}
+	_, err = io.WriteString(w, "\x1b[H"+strings.Join(lines, "\x1b[K\n")+"\x1b[K\n\x1b[J")
+	return unwritten(err)
+}
+
+var shardHeading = []string{"SHARD", "OWNER", "EPOCH", "LEASE", "WATERMARK", "PENDING", "OLDEST"}
+
+func describeShards(st outbox.State) (rows [][]string) {
 	names := map[string]string{}
 	for _, r := range st.Relays {
 		names[r.ID] = r.Name
 	}
-	rows = nil
 	for _, s := range st.Shards {
 		owner, left, oldest := "-", "-", "-"
 		if s.Owner != "" {
@@ -181,7 +212,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Watermark),
 			fmt.Sprint(s.Pending), oldest})
 	}
-	return printTable(w, []string{"SHARD", "OWNER", "EPOCH", "LEASE", "WATERMARK", "PENDING", "OLDEST"}, rows)
+	return rows
 }
 
 // describeOutages makes a row for each outage; one that several relays report is one row.

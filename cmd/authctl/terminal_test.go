@@ -165,6 +165,29 @@ func TestStatusSaysWhatToDoWithoutRelays(t *testing.T) {
 	}
 }
 
+// Many shards must not push off the screen what waits and what keeps it waiting.
+func TestAWatchedStateBeginsAtTheTopOfTheScreen(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	st := outbox.State{Pending: 3, Shards: make([]outbox.ShardState, 96)}
+	for columns, most := range map[uint16]int{20: 19, 80: 39, 200: 39} { // of 40 lines; at 20 columns many take two
+		tty, _, end := terminal(t, columns)
+		o := &statusOptions{global: &global{}, watch: true, shards: true}
+		if err := o.print(tty, st, nil); err != nil {
+			t.Error(err)
+		}
+		lines := strings.Split(strings.TrimSuffix(end(), "\x1b[K\n\x1b[J"), "\x1b[K\n")
+		rows := 0
+		for _, line := range lines {
+			rows += 1 + max(0, width(strings.TrimPrefix(line, "\x1b[H"))-1)/int(columns)
+		}
+		last := lines[len(lines)-1]
+		if !strings.HasPrefix(lines[0], "\x1b[Hat  ") || rows > 39 || rows < most ||
+			!regexp.MustCompile(`^\(\d+ more lines\)$`).MatchString(last) {
+			t.Errorf("on %d columns: %d lines of the screen, from %q to %q", columns, rows, lines[0], last)
+		}
+	}
+}
+
 // Who watches sees the last state, that the database is away, once, and the state again when it is back.
 func TestAWatcherIsToldOnceThatTheDatabaseIsAway(t *testing.T) {
 	t.Chdir(t.TempDir())
