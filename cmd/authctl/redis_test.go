@@ -55,7 +55,7 @@ func (a api) call(method, path, token string, body any) (status int, retryAfter 
 }
 
 // tooLate matches the record of an answer that did not come in time, as happens on a busy machine.
-var tooLate = regexp.MustCompile(`i/o timeout|deadline exceeded`)
+var tooLate = regexp.MustCompile(`i/o timeout|deadline exceeded|has not answered`)
 
 // becomesReady waits for it: on a busy machine a probe may take longer than it may.
 func (a api) becomesReady() {

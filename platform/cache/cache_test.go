@@ -365,8 +365,13 @@ func TestACommandWaitsOnceForASilentServer(t *testing.T) {
 		},
 	} {
 		connections.Store(0)
-		if err := do(); !cache.IsUnavailable(err) || connections.Load() > 1 {
+		err := do()
+		if !cache.IsUnavailable(err) || connections.Load() > 1 {
 			t.Errorf("%s tried over %d connections: %v", name, connections.Load(), err)
+		}
+		if want := listener.Addr().String() + "/0 has not answered for 200ms"; !strings.Contains(fmt.Sprint(err), want) ||
+			!strings.Contains(cache.Describe(err).Advice, "nothing answers in time") {
+			t.Errorf("%s failed with %v; %s", name, err, cache.Describe(err).Advice)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +20,7 @@ func openCluster(o *redis.ClusterOptions, appName string, d dialer) *redis.Clust
 		o.ClientName, o.OnConnect = "", named(appName)
 	}
 	o.Dialer = d.dial
-	all := guard{within: 2 * o.ReadTimeout}
+	all := guard{within: 2 * o.ReadTimeout, of: target{cluster: o}.String()}
 	client := redis.NewClusterClient(o)
 	client.AddHook(all)
 	// The client learns of a fail-over from the answers of nodes. A dead node gives none.
@@ -36,8 +37,23 @@ const lookWithin = 500 * time.Millisecond
 // all its attempts, and calls lookAgain when one fails.
 type guard struct {
 	within    time.Duration // without a bound unless positive
+	of        string        // what it bounds
 	lookAgain func()
 }
+
+// errSilent says which server has not answered in time.
+type errSilent struct {
+	server string
+	after  time.Duration
+}
+
+func (e *errSilent) Error() string {
+	return fmt.Sprintf("%s has not answered for %s", e.server, e.after)
+}
+
+// Timeout and Temporary implement [net.Error].
+func (e *errSilent) Timeout() bool   { return true }
+func (e *errSilent) Temporary() bool { return false }
 
 // DialHook implements redis.Hook.
 func (guard) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -50,18 +66,26 @@ func (g guard) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			defer cancel()
 			return next(ctx, cmd)
 		}
-		ctx, cancel := within(ctx, g.within)
+		bounded, cancel := within(ctx, g.within)
 		defer cancel()
-		return g.saw(next(ctx, cmd))
+		return g.saw(ctx, next(bounded, cmd))
 	}
 }
 
 // ProcessPipelineHook implements redis.Hook.
 func (g guard) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		ctx, cancel := within(ctx, g.within)
+		bounded, cancel := within(ctx, g.within)
 		defer cancel()
-		return g.saw(next(ctx, cmds))
+		err := g.saw(ctx, next(bounded, cmds))
+		if silent, ok := errors.AsType[*errSilent](err); ok {
+			for _, cmd := range cmds {
+				if cmd.Err() != nil {
+					cmd.SetErr(silent)
+				}
+			}
+		}
+		return err
 	}
 }
 
@@ -73,10 +97,14 @@ func within(ctx context.Context, d time.Duration) (context.Context, context.Canc
 	return context.WithTimeout(ctx, d)
 }
 
-func (g guard) saw(err error) error {
+// saw is the error of a caller, whose own deadline is another thing than a server that is silent.
+func (g guard) saw(ctx context.Context, err error) error {
 	var reply redis.Error
 	if g.lookAgain != nil && err != nil && (!errors.As(err, &reply) || code(err) == "READONLY") {
 		g.lookAgain()
+	}
+	if _, named := errors.AsType[*net.OpError](err); g.of != "" && ctx.Err() == nil && timedOut(err) && !named {
+		return &errSilent{g.of, g.within}
 	}
 	return err
 }

@@ -87,14 +87,13 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	_, unverified := errors.AsType[*tls.CertificateVerificationError](err)
 	_, wrongName := errors.AsType[x509.HostnameError](err)
 	_, alert := errors.AsType[tls.AlertError](err)
-	network, isNetwork := errors.AsType[net.Error](err)
-	timedOut := isNetwork && network.Timeout() || errors.Is(err, context.DeadlineExceeded)
+	late := timedOut(err)
 	switch {
 	case noName && name.IsNotFound:
 		p.Advice = "there is no host of this name: correct " + named
 	case noName:
 		p.Advice = "the name cannot be looked up: check DNS on this machine, or name an address in " + named
-	case notTLS, opt.TLSConfig != nil && timedOut && answersPlainly(ctx, opt):
+	case notTLS, opt.TLSConfig != nil && late && answersPlainly(ctx, opt):
 		p.Advice = "the server does not speak TLS on this port: name its TLS port, or connect without TLS (redis:// " +
 			"instead of rediss://, REDIS_TLS=false)"
 	case wrongName:
@@ -118,7 +117,7 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 			"REDIS_TLS=true)"
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		p.Advice = "it closes the connection: read the log of Redis, and check what is between it and this machine"
-	case timedOut:
+	case late:
 		p.Advice = "nothing answers in time: check whether Redis hangs, and whether a firewall drops the packets"
 	default:
 		p.Advice = "check that Redis runs there, or name another one with REDIS_URL"
@@ -126,16 +125,20 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	return p
 }
 
+func timedOut(err error) bool {
+	network, isNetwork := errors.AsType[net.Error](err)
+	return isNetwork && network.Timeout() || errors.Is(err, context.DeadlineExceeded)
+}
+
 // replaced changes the advice about the error of a server that another one replaces when it fails.
 func (p *Problem) replaced(err error) *Problem {
-	network, isNetwork := errors.AsType[net.Error](err)
 	_, ofSentinel := errors.AsType[*Problem](err)
 	switch {
 	case ofSentinel:
 	case errors.Is(err, syscall.ECONNREFUSED):
 		p.Advice = "nothing listens there: a replica takes its place within seconds, if it has one that can; " +
 			"otherwise start it again"
-	case isNetwork && network.Timeout(), errors.Is(err, context.DeadlineExceeded):
+	case timedOut(err):
 		p.Advice += "; a replica takes its place within seconds, if it has one that can"
 	case p.Advice == adviceReplica:
 		p.Advice = "a fail-over is under way, or this server has just come back: it passes within seconds"

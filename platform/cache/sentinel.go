@@ -52,7 +52,7 @@ func openPrimary(o *redis.FailoverOptions, appName string, d dialer) *primary {
 		opt.ClientName, opt.OnConnect = "", named(appName)
 	}
 	client := redis.NewClient(opt)
-	client.AddHook(guard{within: 2 * o.ReadTimeout, lookAgain: s.doubt})
+	client.AddHook(guard{within: 2 * o.ReadTimeout, of: target{sentinel: o}.String(), lookAgain: s.doubt})
 	go s.watch()
 	return &primary{Client: client, sentinels: s}
 }

@@ -319,7 +319,7 @@ func (t target) open(o Options, refuse bool) Client {
 		}
 		client := redis.NewClient(t.single)
 		if t.single.ReadTimeout > 0 { // the client sends a pipeline again after a timeout
-			client.AddHook(guard{within: max(t.single.DialTimeout, t.single.ReadTimeout)})
+			client.AddHook(guard{within: max(t.single.DialTimeout, t.single.ReadTimeout), of: t.String()})
 		}
 		return client
 	case t.sentinel != nil:
