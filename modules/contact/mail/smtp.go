@@ -509,8 +509,13 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 		}
 	})
 	defer stop()
+	told("the whole mail is sent; the answer may take minutes")
 	if err := data.Close(); err != nil {
-		return &stepError{"end of DATA", err}
+		failed := &stepError{"end of DATA", err}
+		if _, answered := errors.AsType[*textproto.Error](err); !answered {
+			return fmt.Errorf("the whole mail was sent, and whether the server has taken it is not known: %w", failed)
+		}
+		return failed
 	}
 	if closer, ok := data.(*smtp.DataCloser); ok {
 		told("the server has taken the mail: " + closer.ServerResponse())
