@@ -148,7 +148,7 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 	}
 	query := from.Query()
 	over, kept, highest := "", "", int64(0)
-	current := false // the snapshot, which may be some seconds old, is whole
+	current := false // the snapshot is whole; it is as old as its first page
 	for {
 		var page revocations
 		if err := fetchJSON(ctx, from.String(), v.client, secret, &page); err != nil {

@@ -147,7 +147,8 @@ func TestWhatIsKnownOfAnotherTimeIsToldOf(t *testing.T) {
 	}
 }
 
-// A snapshot may be some seconds old. What has ended since comes with the cursor, and a verifier asks for that at once.
+// A snapshot is as old as its first page. What has ended since comes with the cursor, and a verifier asks for that at
+// once.
 func TestTheNewestEndsAreAskedForToo(t *testing.T) {
 	t.Parallel()
 	feed := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
