@@ -111,7 +111,7 @@ func scrape(t *testing.T, addr string) exposition {
 
 // lacks lists what a query uses and the process does not export.
 func (e exposition) lacks(query string) (missing []string) {
-	scraped := []string{"job", "instance"} // labels that Prometheus adds
+	scraped := []string{"job", "instance", "namespace"} // labels that Prometheus adds
 	known := slices.Clone(scraped)
 	for _, m := range chosen.FindAllStringSubmatch(query, -1) {
 		labels, ok := e[m[1]]
@@ -224,6 +224,9 @@ func TestEveryPanelShowsSomething(t *testing.T) {
 			}
 			ids[panel.ID] = true
 			for _, target := range panel.Targets {
+				if strings.Count(target.Expr, "{job=~") != strings.Count(target.Expr, `namespace=~"$namespace"`) {
+					t.Errorf("%s, %s: %s shows all installations together", file, panel.Title, target.Expr)
+				}
 				if !chosen.MatchString(target.Expr) {
 					t.Errorf("%s, %s: %s selects no metric", file, panel.Title, target.Expr)
 				}
