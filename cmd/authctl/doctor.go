@@ -623,10 +623,14 @@ func checkWaiting(st outbox.State) (list []finding) {
 			who, then = o.Relay+", which has ended, could not", "go on if a relay runs"
 		}
 		found := fmt.Sprintf("%s publish since %s: %s", who, moment(o.Since), o.Error)
+		wait := "events wait"
+		if st.Pending == 0 {
+			wait = "new events wait"
+		}
 		if o.NeedsPerson() {
-			list = append(list, failing(found, "events wait, and "+then+" once that is done"))
+			list = append(list, failing(found, wait+", and "+then+" once that is done"))
 		} else {
-			list = append(list, doubtful(found, "events wait, and "+then+" once the target is back"))
+			list = append(list, doubtful(found, wait+", and "+then+" once the target is back"))
 		}
 	}
 	return append(list, waitingNow(st, outages))
@@ -762,6 +766,7 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 	if identity, err := kafka.Identity(ctx); err == nil && d.schemaFits && len(d.targetFits(ctx, nil)) == 0 {
 		list = d.targetFits(ctx, &identity) // the name was checked before, with the outbox
 	}
+	list = append(list, d.partitionsFit(ctx, kafka.Name(), st.Partitions)...)
 	for _, problem := range d.topicProblems(st) {
 		list = append(list, doubtful("topic "+st.Topic+": "+problem.Found, problem.Advice))
 	}
@@ -770,6 +775,22 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 			count(st.Partitions, "partition", "partitions")))
 	}
 	return list
+}
+
+// partitionsFit compares the number of partitions with the one that the order of events relies on. Relays end when
+// they differ, and would end again.
+func (d *doctor) partitionsFit(ctx context.Context, name string, partitions int) []finding {
+	if !d.schemaFits {
+		return nil
+	}
+	targets, err := outbox.Targets(ctx, d.db)
+	t := outbox.State{Targets: targets}.Target()
+	if err != nil || t == nil || t.Name != name || t.Partitions == 0 || t.Partitions == partitions {
+		return nil
+	}
+	now := *t
+	now.Partitions = partitions
+	return []finding{failing(outbox.Repartitioned(now, t.Partitions).Error(), "until then no relay runs")}
 }
 
 // traces says nothing where none are sent.

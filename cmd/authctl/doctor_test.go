@@ -13,6 +13,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
 func TestAClockIsCheckedByHowFarItIsOff(t *testing.T) {
@@ -149,6 +150,9 @@ func TestDoctorMissesARelayBeforeEventsWait(t *testing.T) {
 		"ended in an outage": {outbox.State{LastID: 7, Pending: 2, OldestAge: 3 * time.Second,
 			Outages: []outbox.Outage{{Relay: "vm/1", Kind: "retry", Error: "connection refused"}}},
 			doubtful("2 events wait, the oldest for 3s, and no relay runs", start)},
+		"ended for good before events wait": {outbox.State{LastID: 7,
+			Outages: []outbox.Outage{{Relay: "vm/1", Kind: "partitions", Error: "there are 8 partitions"}}},
+			doubtful("nothing waits, but no relay runs, and the next event will wait", start)},
 		"outage": {outbox.State{LastID: 7, Pending: 2, OldestAge: 3 * time.Second, Relays: relays,
 			Outages: []outbox.Outage{{Relay: "vm/1", Kind: "retry", Error: "connection refused", Lasts: true}}},
 			fine("2 events wait, the oldest for 3s")},
@@ -165,5 +169,30 @@ func TestDoctorMissesARelayBeforeEventsWait(t *testing.T) {
 			lasts == strings.Contains(got[0].Found, "vm/1, which has ended, could not publish") {
 			t.Errorf("%s: %+v", name, got)
 		}
+	}
+}
+
+// The number of partitions that relays hold to is in the database. One that fits the settings alone is no good.
+func TestDoctorSeesThatPartitionsWereAdded(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	identity := "cluster"
+	to, err := outbox.AdmitTarget(t.Context(), db, "kafka:auth.events", &identity)
+	if err == nil {
+		err = outbox.PinPartitions(t.Context(), db, to, 6, 96)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &doctor{app: &app{db: db}, schemaFits: true}
+	for partitions, fits := range map[int]bool{6: true, 8: false} {
+		found := d.partitionsFit(t.Context(), "kafka:auth.events", partitions)
+		if fits != (len(found) == 0) ||
+			!fits && (found[0].Status != checkFail || !strings.Contains(found[0].Found, "--accept-partitions 8")) {
+			t.Errorf("%d partitions: %+v", partitions, found)
+		}
+	}
+	if found := d.partitionsFit(t.Context(), "kafka:elsewhere", 8); found != nil {
+		t.Errorf("another topic: %+v", found)
 	}
 }

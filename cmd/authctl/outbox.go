@@ -238,12 +238,12 @@ type sharedOutage struct {
 	others int
 }
 
-// currentOutages leaves out the last reports of relays that have ended, unless events wait and no
-// relay runs.
+// currentOutages leaves out the last reports of relays that have ended, unless no relay runs and events wait, or would
+// wait since a new relay would end as well.
 func currentOutages(st outbox.State) []sharedOutage {
 	var list []sharedOutage
 	for _, o := range st.Outages {
-		if !o.Lasts && (st.Pending == 0 || len(st.Relays) > 0) {
+		if !o.Lasts && (len(st.Relays) > 0 || st.Pending == 0 && !o.NeedsPerson()) {
 			continue
 		}
 		i := slices.IndexFunc(list, func(s sharedOutage) bool {

@@ -250,15 +250,20 @@ func lockTargets(ctx context.Context, tx database.Tx) error {
 	return err
 }
 
-// activate writes the row of the target and marks every other one as former.
+// activate writes the row of the target and marks every other one as former. What relays have last reported is
+// settled by that.
 func activate(ctx context.Context, tx database.Tx, t Target) error {
+	_, err := tx.ExecContext(ctx, `DELETE FROM outbox_trouble WHERE target <> ?`, DeliveryTargets)
+	if err != nil {
+		return err
+	}
 	if t.Identity == besideDatabase { // it is one file, under whatever path it was known
 		_, err := tx.ExecContext(ctx, `DELETE FROM outbox_target WHERE identity = ? AND name <> ?`, besideDatabase, t.Name)
 		if err != nil {
 			return err
 		}
 	}
-	_, err := tx.ExecContext(ctx, `UPDATE outbox_target SET state = 'former' WHERE state = 'active' AND name <> ?`, t.Name)
+	_, err = tx.ExecContext(ctx, `UPDATE outbox_target SET state = 'former' WHERE state = 'active' AND name <> ?`, t.Name)
 	if err != nil {
 		return err
 	}

@@ -526,8 +526,17 @@ func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
 		t.Errorf("seven partitions for 96 shards: %v, want ErrShards", err)
 	}
 	s.n.Store(8)
-	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), new(""), 8); err != nil {
-		t.Fatal(err)
+	for _, reports := range []int{1, 0} {
+		if reports == 0 {
+			if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), new(""), 8); err != nil {
+				t.Fatal(err)
+			}
+		}
+		st, err := outbox.Status(t.Context(), db)
+		if err != nil || min(len(st.Outages), 1) != reports {
+			t.Errorf("%v, %+v: before it is accepted the last relays say why they ended, and afterwards nobody does",
+				err, st.Outages)
+		}
 	}
 	startRelay(t, db, s, relay.Config{}, relay.Options{})
 	drained(t, db)
