@@ -216,12 +216,18 @@ func otherTarget(have []Target, named Target) error {
 	is := make([]string, len(have))
 	for i, t := range have {
 		is[i] = t.String()
+		if t.Identity == besideDatabase { // the path may be the same where the database was moved
+			is[i] += " beside the database"
+		}
 	}
 	verb, first := "publishes to", "Name the brokers and the topic of the target (KAFKA_BROKERS, KAFKA_TOPIC)"
 	if len(have) > 1 {
 		verb = "has published to"
 	} else if path, isFile := strings.CutPrefix(have[0].Name, "file:"); isFile {
 		first = "Name no Kafka, and APP_DATA_DIR=" + filepath.Dir(path)
+		if have[0].Identity == besideDatabase {
+			first = "Name no Kafka, and in APP_DATA_DIR the folder of the database"
+		}
 	}
 	why := ""
 	if strings.HasPrefix(named.Name, "file:") && !strings.HasPrefix(have[0].Name, "file:") {
