@@ -324,6 +324,10 @@ func (g *global) retryAll(ctx context.Context, a *app, s outbox.Subscription) er
 	if keys > 0 {
 		a.security.Info("parked_events_retried", zap.String("target", s.Name), zap.Int64("keys", keys))
 	}
+	if err != nil && keys > 0 {
+		return advised{fmt.Errorf("the events of %s are sent to %s again, and then: %w; run it again for the others",
+			count(int(keys), "parked key", "parked keys"), s.Name, err)}
+	}
 	if err != nil {
 		return err
 	}

@@ -199,3 +199,27 @@ func TestACommandThatMissesTheAnswerToItsCommitSaysSo(t *testing.T) {
 		})
 	}
 }
+
+// Who sends the events of all parked keys again, and is stopped in the middle, learns that some are sent.
+func TestARetryOfAllThatFailsInTheMiddleSaysSo(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.PostgresURL(t)
+	db := dbtest.Open(t, dsn)
+	for _, statement := range []string{
+		`INSERT INTO outbox_held_key (target, key, shard, event, attempts, next_ms, parked_ms, error)
+			SELECT s.id, k, k::integer, 1, 1, 0, 1, 'x' FROM outbox_subscription s, unnest('{1,2,3}'::text[]) k WHERE s.name = 'mail'`,
+		`CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more'; END $$`,
+		`CREATE TRIGGER fail BEFORE UPDATE ON outbox_held_key FOR EACH ROW WHEN (NEW.shard = 3) EXECUTE FUNCTION fail()`,
+	} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "authctl", "outbox", "parked", "retry", "--all", "--target", "mail")
+	cmd.Dir, cmd.Env = t.TempDir(), append(slices.Clone(os.Environ()), "DATABASE_URL="+dsn)
+	out, err := cmd.CombinedOutput()
+	if got := outcome(err); got != "1" || !strings.Contains(string(out),
+		"the events of 2 parked keys are sent to mail again, and then: ") {
+		t.Errorf("%s: %s", got, out)
+	}
+}
