@@ -160,8 +160,8 @@ var mutants = []mutant{
 		"FROM revocation WHERE (type <> 'account' OR user_id IN (SELECT u.id FROM users u)) AND id > ?1 AND expires_ms"}},
 		on("postgres", feedMissesNothing)},
 	{"a fact that is written after the commit", []replacement{{authDir + "session.go",
-		"		s.logEnd(userID, sid, reason)\n",
-		`		s.logEnd(userID, sid, reason)
+		"		s.logEnd(ctx, userID, sid, reason)\n",
+		`		s.logEnd(ctx, userID, sid, reason)
 		if _, err := s.db.ExecContext(ctx, "UPDATE revoked_session SET reason = reason WHERE sid = ?", sid); err != nil {
 			return err
 		}
