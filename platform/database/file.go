@@ -105,8 +105,8 @@ func placeOf(path string) (string, error) {
 		}
 		path = filepath.Join(dir, name)
 		to, err := os.Readlink(path)
-		if err != nil { // it is no link
-			return path, nil
+		if err != nil {
+			return path, nil //nolint:nilerr // it is no link
 		}
 		if path = to; !filepath.IsAbs(to) {
 			path = dir + string(filepath.Separator) + to

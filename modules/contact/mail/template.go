@@ -435,13 +435,13 @@ func Export(dir string) (written []string, err error) {
 			return err
 		}
 		if entry.IsDir() {
-			return os.MkdirAll(path, 0o777)
+			return os.MkdirAll(path, 0o777) //nolint:gosec // no secret, and serve may be another user
 		}
 		text, err := fs.ReadFile(builtIn(), name)
 		if err != nil {
 			return err
 		}
-		file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666) //nolint:gosec // as the folder
 		if err != nil {
 			return err
 		}
