@@ -19,13 +19,16 @@ var (
 
 // wireFault finds what fasthttp accepts although two readers may understand it differently, which
 // makes request smuggling possible (RFC 9112 §2.2, §3.2, §5.2, §6.1): lines that end in a bare LF, folded
-// lines, names with spaces, a Host that is none, Content-Length together with Transfer-Encoding,
-// Transfer-Encoding other than chunked, and more than one of onceHeaders.
+// lines, names with spaces, a target with a fragment, a Host that is none, Content-Length together with
+// Transfer-Encoding, Transfer-Encoding other than chunked, and more than one of onceHeaders.
 func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 	switch string(header.Protocol()) {
 	case "HTTP/1.1", "HTTP/1.0":
 	default:
 		return ErrMalformed.Detail("The HTTP version is not supported.")
+	}
+	if bytes.IndexByte(header.RequestURI(), '#') >= 0 {
+		return ErrMalformed.Detail("The target of the request has a fragment, which only the client uses.")
 	}
 	hasLength, hasEncoding := false, false
 	var once [len(onceHeaders)]bool

@@ -60,6 +60,8 @@ func TestAnAmbiguousRequestIsRefusedAndItsConnectionClosed(t *testing.T) {
 		"NUL in the path":            "GET /pl\x00ain HTTP/1.1\r\nHost: a\r\n\r\n",
 		"user in the host":           "GET /plain HTTP/1.1\r\nHost: u@a\r\n\r\n",
 		"path in the host":           "GET /plain HTTP/1.1\r\nHost: a/b\r\n\r\n",
+		"fragment":                   "GET /plain#x HTTP/1.1\r\nHost: a\r\n\r\n",
+		"fragment of a query":        "GET /plain?a#x HTTP/1.1\r\nHost: a\r\n\r\n",
 		"two words in the host":      "GET /plain HTTP/1.1\r\nHost: a b\r\n\r\n",
 		"NUL in the host":            "GET /plain HTTP/1.1\r\nHost: a\x00b\r\n\r\n",
 		"space before the colon":     "POST /echo HTTP/1.1\r\n" + lines + "Content-Length : 2\r\n\r\n{}",
