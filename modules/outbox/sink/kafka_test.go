@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -257,6 +258,66 @@ func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
 		!strings.Contains(st.Problems[0].Advice, "262144") {
 		t.Errorf("check: %+v, %v", st, err)
 	}
+}
+
+// A cluster may still name a leader that is gone, as when too few of its controllers are left to notice.
+func TestACheckTellsOfPartitionsThatTakeNoEvents(t *testing.T) {
+	t.Parallel()
+	cluster, cfg := fake(t)
+	host, port, err := net.SplitHostPort(cfg.Brokers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := testenv.FreePort(t)
+	var mu sync.Mutex
+	leaders, replicas := []int32{0, 1}, [][]int32{{0}, {1}} // of the partitions
+	cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		mu.Lock()
+		defer mu.Unlock()
+		res := kmsg.NewPtrMetadataResponse()
+		res.Version, res.ControllerID = req.GetVersion(), 0
+		topic := kmsg.NewMetadataResponseTopic()
+		topic.Topic = &cfg.Topic
+		for id, port := range []int{there, gone} {
+			broker := kmsg.NewMetadataResponseBroker()
+			broker.NodeID, broker.Host, broker.Port = int32(id), host, int32(port)
+			res.Brokers = append(res.Brokers, broker)
+			partition := kmsg.NewMetadataResponseTopicPartition()
+			partition.Partition, partition.Leader = int32(id), leaders[id]
+			partition.Replicas, partition.ISR = []int32{0, 1}, replicas[id]
+			topic.Partitions = append(topic.Partitions, partition)
+		}
+		res.Topics = append(res.Topics, topic)
+		return res, nil, true
+	})
+	check := func(want string) {
+		t.Helper()
+		st, err := openKafka(t, cfg, sink.KafkaOptions{}).CheckTopic(t.Context())
+		found := ""
+		for _, problem := range st.Problems {
+			if strings.Contains(problem.Found, "take no events now") {
+				found = problem.Found
+			}
+		}
+		if err != nil || want == "" && found != "" || !strings.HasPrefix(found, want) {
+			t.Errorf("%q, %v, want %q", found, err, want)
+		}
+	}
+	now := func(of []int32, inSync ...[]int32) {
+		mu.Lock()
+		defer mu.Unlock()
+		leaders, replicas = of, inSync
+	}
+	check(fmt.Sprintf("1 of 2 partitions take no events now: connect to broker 127.0.0.1:%d: ", gone))
+	now([]int32{0, 0}, []int32{0}, []int32{1})
+	check("")
+	now([]int32{0, 0}, nil, []int32{1})
+	check("1 of 2 partitions take no events now: of its replicas 0 are in sync, and min.insync.replicas is 1")
 }
 
 func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {

@@ -122,15 +122,21 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 			st.ReplicationFactor = max(st.ReplicationFactor, len(replicas))
 		}
 	}
-	admin, err := sarama.NewClusterAdminFromClient(client)
-	if err != nil {
-		return st, fmt.Errorf("reach the cluster's controller: %w", k.explain(err))
+	broker, gone := k.leaders(client, partitions)
+	if broker == nil {
+		return st, fmt.Errorf("reach a broker that leads a partition of the topic: %w", k.explain(gone.cause))
 	}
-	results, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}},
-		sarama.DescribeConfigsOptions{})
+	// The client's own admin asks any broker that it knows, also one that is gone.
+	answer, err := broker.DescribeConfigs(&sarama.DescribeConfigsRequest{
+		Version: 2, Resources: []*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}},
+	})
+	var results []*sarama.ResourceResponse
+	if err == nil {
+		results = answer.Resources
+	}
 	for _, r := range results {
-		if err == nil && r.ErrorCode != sarama.ErrNoError {
-			err = r.ErrorCode // such as of a broker that does not know a new topic yet
+		if code := sarama.KError(r.ErrorCode); code != sarama.ErrNoError {
+			err = code // such as of a broker that does not know a new topic yet
 		}
 	}
 	switch {
@@ -139,6 +145,7 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 			Found:  k.who() + " may not read the settings of the topic, so they were not checked",
 			Advice: "allow it DESCRIBE_CONFIGS on the topic",
 		})
+		st.Problems = append(st.Problems, gone.problems(len(partitions))...)
 		return st, nil
 	case err != nil:
 		return st, fmt.Errorf("read the settings of the topic: %w", k.explain(err))
@@ -154,7 +161,58 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 	st.CleanupPolicy, st.RetentionMS = values["cleanup.policy"], number("retention.ms")
 	st.Problems = append(st.Problems, k.problems(st, len(client.Brokers()),
 		values["unclean.leader.election.enable"] == "true")...)
+	for _, p := range partitions {
+		if replicas, err := client.InSyncReplicas(k.cfg.Topic, p); err == nil && len(replicas) < st.MinInSync {
+			gone.add(p, fmt.Errorf("of its replicas %d are in sync, and min.insync.replicas is %d", len(replicas),
+				st.MinInSync))
+		}
+	}
+	st.Problems = append(st.Problems, gone.problems(len(partitions))...)
 	return st, nil
+}
+
+// away are partitions that take no events now.
+type away struct {
+	partitions map[int32]bool
+	cause      error // of one of them
+}
+
+func (a *away) add(partition int32, cause error) {
+	if a.partitions == nil {
+		a.partitions = map[int32]bool{}
+	}
+	if !a.partitions[partition] {
+		a.partitions[partition], a.cause = true, cause
+	}
+}
+
+func (a *away) problems(partitions int) []Problem {
+	if len(a.partitions) == 0 {
+		return nil
+	}
+	return []Problem{{
+		Found:  fmt.Sprintf("%d of %d partitions take no events now: %v", len(a.partitions), partitions, a.cause),
+		Advice: "start the brokers that are away; events wait meanwhile",
+	}}
+}
+
+// leaders connects to the leader of each partition, and returns one that answers, if any. The cluster may not know
+// yet that a leader is gone.
+func (k *Kafka) leaders(client sarama.Client, partitions []int32) (answers *sarama.Broker, gone away) {
+	for _, p := range partitions {
+		leader, err := client.Leader(k.cfg.Topic, p)
+		if err == nil {
+			if _, err = leader.Connected(); err != nil {
+				err = fmt.Errorf("connect to broker %s: %w", leader.Addr(), k.explain(err))
+			}
+		}
+		if err != nil {
+			gone.add(p, err)
+		} else {
+			answers = leader
+		}
+	}
+	return answers, gone
 }
 
 func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
