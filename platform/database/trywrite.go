@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
@@ -13,21 +15,26 @@ import (
 // errReadOnly says that the server answers but takes no writes.
 var errReadOnly = errors.New("it is read-only: a standby, or default_transaction_read_only is on")
 
+// tryPostgres writes a temporary file of 70 kB where the tables are. PostgreSQL goes on when a disk is full, as long as
+// its log has room: then it reads, changes rows in pages that it has, and fails whenever a table has to grow.
+const tryPostgres = `SET LOCAL work_mem = '64kB'; SET LOCAL temp_tablespaces = '';
+	SELECT current_setting('transaction_read_only'), count(*) FROM generate_series(1, 5000)`
+
 // TryWrite reports whether the database takes writes, for readiness. It is cheap, and changes
-// nothing that is read. It only asks PostgreSQL, which stops when its disk is full. On SQLite it
-// writes and commits a page, which fails on a full disk; that another process is writing is proof
-// enough.
+// nothing that is read: PostgreSQL writes a temporary file, and SQLite a page. That another process is writing is proof
+// enough for SQLite.
 func (db *DB) TryWrite(ctx context.Context) error {
 	if db.IsPostgres() {
-		var readOnly string
-		if err := db.QueryRowContext(ctx,
-			"SELECT current_setting('transaction_read_only')").Scan(&readOnly); err != nil {
+		return db.Postgres(ctx, func(conn *pgx.Conn) error {
+			results, err := conn.PgConn().Exec(ctx, tryPostgres).ReadAll()
+			if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "53400" { // temp_file_limit
+				return nil
+			}
+			if err == nil && string(results[len(results)-1].Rows[0][0]) == "on" {
+				return errReadOnly
+			}
 			return err
-		}
-		if readOnly == "on" {
-			return errReadOnly
-		}
-		return nil
+		})
 	}
 	if err := db.PingContext(ctx); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestTryWriteChangesNothingAndSucceedsWhileOthersWrite(t *testing.T) {
@@ -43,5 +44,30 @@ func TestTryWriteFindsAServerThatTakesNoWrites(t *testing.T) {
 	}
 	if err := db.TryWrite(t.Context()); err == nil || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("a read-only server: %v", err)
+	}
+}
+
+// PostgreSQL stops when its log has no room, but not when only its tables have none.
+func TestTryWriteNeedsRoomOnTheDisk(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	written := func() (bytes int64) {
+		err := db.QueryRowContext(t.Context(), "SELECT temp_bytes FROM pg_stat_database WHERE datname = current_database()").
+			Scan(&bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes
+	}
+	before := written()
+	testenv.Eventually(t, "a file that was written is counted", func() bool {
+		if err := db.TryWrite(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return written() > before
+	})
+	var memory string // is what it was for the statements after it
+	if err := db.QueryRowContext(t.Context(), "SHOW work_mem").Scan(&memory); err != nil || memory == "64kB" {
+		t.Errorf("work_mem is %s, %v", memory, err)
 	}
 }
