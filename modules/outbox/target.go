@@ -256,20 +256,15 @@ func lockTargets(ctx context.Context, tx database.Tx) error {
 	return err
 }
 
-// activate writes the row of the target and marks every other one as former. What relays have last reported is
-// settled by that.
+// activate writes the row of the target and marks every other one as former.
 func activate(ctx context.Context, tx database.Tx, t Target) error {
-	_, err := tx.ExecContext(ctx, `DELETE FROM outbox_trouble WHERE target <> ?`, DeliveryTargets)
-	if err != nil {
-		return err
-	}
 	if t.Identity == besideDatabase { // it is one file, under whatever path it was known
 		_, err := tx.ExecContext(ctx, `DELETE FROM outbox_target WHERE identity = ? AND name <> ?`, besideDatabase, t.Name)
 		if err != nil {
 			return err
 		}
 	}
-	_, err = tx.ExecContext(ctx, `UPDATE outbox_target SET state = 'former' WHERE state = 'active' AND name <> ?`, t.Name)
+	_, err := tx.ExecContext(ctx, `UPDATE outbox_target SET state = 'former' WHERE state = 'active' AND name <> ?`, t.Name)
 	if err != nil {
 		return err
 	}
@@ -331,7 +326,16 @@ func SetTarget(ctx context.Context, db *database.DB, to Target, shards int) (cha
 		}
 		return activate(ctx, tx, change.To)
 	})
+	if err == nil && change.Changed {
+		settle(ctx, db)
+	}
 	return change, wrapSetTarget(err)
+}
+
+// settle forgets what relays have last reported of the log, since an operator has changed what they ended of. A role
+// without the right to do so leaves it to the next relay: until then it is shown.
+func settle(ctx context.Context, db *database.DB) {
+	_, _ = db.Write(ctx, `DELETE FROM outbox_trouble WHERE target <> ?`, DeliveryTargets)
 }
 
 func wrapSetTarget(err error) error {
@@ -473,6 +477,7 @@ func AcceptPartitions(
 	if err != nil {
 		return fmt.Errorf("accept the number of partitions: %w", err)
 	}
+	settle(ctx, db)
 	return nil
 }
 
