@@ -130,6 +130,7 @@ type DB struct {
 
 	connecting time.Duration   // what trying every server once may take
 	pooler     *atomic.Bool    // something hands connections on to other clients
+	noStandby  *atomic.Bool    // commits waited for a standby when TryWrite last tried
 	connect    *pgx.ConnConfig // nil on SQLite
 	watch      *watch          // of its connections; nil on SQLite
 
@@ -216,7 +217,7 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	}
 	requireTLS12(cc)
 	cc.DialFunc = dialer().DialContext
-	var pooler atomic.Bool
+	var pooler, noStandby atomic.Bool
 	prepareConnections(cc, &pooler)
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = opt.AppName
@@ -224,7 +225,7 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	wait := patience(ctx, cc)
 	watch := watchConnections(cc, opt.AnswerWithin)
 	db := newDB(openPool(cc, connections(cfg.MaxConns)), true)
-	db.connecting, db.pooler, db.connect, db.watch = wait, &pooler, cc, watch
+	db.connecting, db.pooler, db.noStandby, db.connect, db.watch = wait, &pooler, &noStandby, cc, watch
 	return db, nil
 }
 
@@ -249,7 +250,8 @@ func (db *DB) Split() *DB {
 	db.pool.SetMaxOpenConns(conns - part)
 	db.pool.SetMaxIdleConns(conns - part)
 	other := newDB(openPool(db.connect, part), true)
-	other.connecting, other.pooler, other.connect, other.watch = db.connecting, db.pooler, db.connect, db.watch
+	other.connecting, other.pooler, other.noStandby = db.connecting, db.pooler, db.noStandby
+	other.connect, other.watch = db.connect, db.watch
 	return other
 }
 
@@ -363,7 +365,7 @@ func (db *DB) transaction(ctx context.Context, fn func(ctx context.Context, tx T
 	}
 	returned = true
 	if err = tx.Commit(); db.postgres { // the answer of SQLite cannot get lost
-		err = uncertain(err)
+		err = db.uncertain(err)
 	}
 	return err
 }
@@ -372,7 +374,7 @@ func (db *DB) transaction(ctx context.Context, fn func(ctx context.Context, tx T
 func (db *DB) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	res, err := db.statements.ExecContext(ctx, query, args...)
 	if err != nil && db.postgres && !unsent(err) {
-		err = uncertain(err)
+		err = db.uncertain(err)
 	}
 	return res, err
 }

@@ -129,6 +129,15 @@ func uncertain(err error) error {
 	return errUncertain{err}
 }
 
+// uncertain is the function of that name, with the reason why commits are not confirmed if it is known.
+func (db *DB) uncertain(err error) error {
+	err = uncertain(err)
+	if IsUncertain(err) && db.noStandby.Load() {
+		err = fmt.Errorf("%w: %w", errNoStandby, err)
+	}
+	return err
+}
+
 // unsent reports that a statement outside of a transaction failed before it was sent. For a commit this tells
 // nothing: where the connection breaks after it was sent, the driver may say only that the connection is closed.
 func unsent(err error) bool {

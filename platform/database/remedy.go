@@ -102,6 +102,8 @@ func Remedy(err error, task Task) string {
 	_, opening := errors.AsType[*openError](err)
 	silent, _ := errors.AsType[*errSilent](err)
 	switch {
+	case errors.Is(err, errNoStandby):
+		return "start a standby again, or set synchronous_standby_names to those that follow (pg_stat_replication)"
 	case silent != nil && silent.alive:
 		return "look in pg_stat_activity for what blocks it, such as a transaction that was left open"
 	case silent != nil:

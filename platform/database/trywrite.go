@@ -15,14 +15,29 @@ import (
 // errReadOnly says that the server answers but takes no writes.
 var errReadOnly = errors.New("it is read-only: a standby, or default_transaction_read_only is on")
 
+// errNoStandby says that commits wait for a synchronous standby.
+var errNoStandby = errors.New("commits wait for a synchronous standby: too few of synchronous_standby_names " +
+	"follow or answer")
+
 // tryPostgres writes a temporary file of 70 kB where the tables are. PostgreSQL goes on when a disk is full, as long as
 // its log has room: then it reads, changes rows in pages that it has, and fails whenever a table has to grow.
 const tryPostgres = `SET LOCAL work_mem = '64kB'; SET LOCAL temp_tablespaces = '';
 	SELECT current_setting('transaction_read_only'), count(*) FROM generate_series(1, 5000)`
 
+// seemsToWait reports whether commits seem to wait for a synchronous standby: one of this role has waited for a
+// second, or too few servers follow that may be in synchronous_standby_names. Most roles see no more of them than
+// their names.
+const seemsToWait = `WITH named AS (SELECT current_setting('synchronous_standby_names') AS list)
+	SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE wait_event = 'SyncRep' AND query_start < clock_timestamp() - interval '1 second')
+		OR (SELECT count(*) FROM pg_stat_replication WHERE coalesce(sync_state IN ('sync', 'quorum'),
+				strpos(list, '*') > 0 OR strpos(lower(list), lower(application_name)) > 0))
+			< coalesce(substring(list FROM '^\s*(?:[[:alpha:]]+\s+)?(\d+)\s*\(')::bigint, 1)
+	FROM named WHERE list <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local')`
+
 // TryWrite reports whether the database takes writes, for readiness. It is cheap, and changes
-// nothing that is read: PostgreSQL writes a temporary file, and SQLite a page. That another process is writing is proof
-// enough for SQLite.
+// nothing that is read: PostgreSQL writes a temporary file, and commits an empty message if commits seem to wait for a
+// standby; SQLite writes a page. That another process is writing is proof enough for SQLite.
 func (db *DB) TryWrite(ctx context.Context) error {
 	if db.IsPostgres() {
 		return db.Postgres(ctx, func(conn *pgx.Conn) error {
@@ -32,6 +47,9 @@ func (db *DB) TryWrite(ctx context.Context) error {
 			}
 			if err == nil && string(results[len(results)-1].Rows[0][0]) == "on" {
 				return errReadOnly
+			}
+			if err == nil {
+				err = db.tryCommit(ctx, conn)
 			}
 			return err
 		})
@@ -54,5 +72,26 @@ func (db *DB) TryWrite(ctx context.Context) error {
 	return nil
 }
 
-// busy is how long TryWrite waits for its turn to write.
+// tryCommit commits something if commits seem to wait for a standby. What it waits for is remembered, for the errors of
+// other commits.
+func (db *DB) tryCommit(ctx context.Context, conn *pgx.Conn) error {
+	results, err := conn.PgConn().Exec(ctx, seemsToWait).ReadAll()
+	if err != nil {
+		return err
+	}
+	waits := false
+	if rows := results[0].Rows; len(rows) > 0 && string(rows[0][0]) == "t" {
+		bounded, cancel := context.WithTimeout(ctx, busy)
+		defer cancel()
+		_, err = conn.PgConn().Exec(bounded, "SELECT pg_logical_emit_message(true, 'authctl', '')").ReadAll()
+		waits = err != nil && bounded.Err() != nil && ctx.Err() == nil
+	}
+	db.noStandby.Store(waits)
+	if waits {
+		return errNoStandby
+	}
+	return err
+}
+
+// busy is how long TryWrite waits for its turn to write, or for a standby.
 const busy = 500 * time.Millisecond

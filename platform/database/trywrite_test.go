@@ -2,12 +2,18 @@ package database_test
 
 import (
 	"context"
+	"errors"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/engines"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -69,5 +75,76 @@ func TestTryWriteNeedsRoomOnTheDisk(t *testing.T) {
 	var memory string // is what it was for the statements after it
 	if err := db.QueryRowContext(t.Context(), "SHOW work_mem").Scan(&memory); err != nil || memory == "64kB" {
 		t.Errorf("work_mem is %s, %v", memory, err)
+	}
+}
+
+// A server whose synchronous standby is gone reads, and takes no commit.
+func TestTryWriteFindsCommitsThatWaitForAStandby(t *testing.T) {
+	t.Parallel()
+	server, err := engines.NewPostgres(testenv.FreePort(t))
+	if errors.Is(err, engines.ErrMissing) {
+		testenv.Lacking(t, "%v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Remove() })
+	if err := server.Create("fsync = off", "shared_buffers = 32MB"); err != nil {
+		t.Fatal(err)
+	}
+	admin := dbtest.Open(t, server.URL)
+	run := func(statements ...string) {
+		t.Helper()
+		for _, q := range statements {
+			if _, err := admin.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// As most roles it sees the names of standbys, and nothing else.
+	run("CREATE ROLE plain LOGIN", "CREATE TABLE thing (n int)", "GRANT ALL ON thing TO plain",
+		"ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (there, \"other\")'", "SELECT pg_reload_conf()")
+	plain := strings.Replace(server.URL, "//postgres@", "//plain@", 1)
+	db := dbtest.Open(t, plain)
+	testenv.Eventually(t, "commits wait", func() bool {
+		err := db.TryWrite(t.Context())
+		return err != nil && strings.Contains(err.Error(), "commits wait for a synchronous standby") &&
+			database.Remedy(err, database.AnyTask) != ""
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = db.ExecContext(ctx, "INSERT INTO thing VALUES (1)")
+	if !database.IsUncertain(err) || !database.IsUnavailable(err) || !strings.Contains(err.Error(), "standby") {
+		t.Errorf("a commit meanwhile: %v", err)
+	}
+	if err := dbtest.Open(t, plain+"&synchronous_commit=local").TryWrite(t.Context()); err != nil {
+		t.Errorf("of a role that does not wait: %v", err)
+	}
+
+	standby := exec.CommandContext(t.Context(), filepath.Join(server.Bin, "pg_receivewal"), "--synchronous", //nolint:gosec // for tests
+		"--directory="+t.TempDir(), "--dbname="+server.URL+"&application_name=there")
+	if err := standby.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = standby.Process.Kill(); _ = standby.Wait() }()
+	testenv.Eventually(t, "the standby follows", func() bool { return db.TryWrite(t.Context()) == nil })
+	if _, err := db.ExecContext(t.Context(), "INSERT INTO thing VALUES (2)"); err != nil {
+		t.Error(err)
+	}
+	// It hangs, and the server takes it for one that follows.
+	if err := standby.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error, 1)
+	go func() { _, err := db.ExecContext(t.Context(), "INSERT INTO thing VALUES (3)"); waiting <- err }()
+	testenv.Eventually(t, "a commit waits for a second", func() bool { return db.TryWrite(t.Context()) != nil })
+	if err := standby.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+	if err := db.TryWrite(t.Context()); err != nil {
+		t.Errorf("at the end: %v", err)
 	}
 }
