@@ -63,7 +63,7 @@ The environment name of a setting is its path in capitals with ` + "`_`" + ` for
 
 A secret may be in a file that ` + "`NAME_FILE`" + ` names. White space around a secret is no part of it, nor is a byte order mark at its beginning. ` + "`NAME`" + ` and ` + "`NAME_FILE`" + ` together are refused, and so is ` + "`NAME_FILE`" + ` for a setting that is not a secret.
 
-Durations have a unit: ` + "`300ms`, `90s`, `15m`, `720h`" + `. Lists are separated by commas, without brackets and quotes; in the file they may be YAML lists. Quotes around a value of the environment, and white space at an end of one, are refused, except for secrets.
+Durations have a unit: ` + "`300ms`, `90s`, `15m`, `720h`" + `. Lists are separated by commas, without brackets and quotes; in the file they may be YAML lists. Quotes around a value of the environment, and white space at an end of one, are refused, except for secrets. White space around an element of a list is ignored, but a list of commas and white space alone is refused.
 
 Settings are checked at start, and all errors are reported together: unknown or repeated names, wrong types, values that are not allowed.
 `

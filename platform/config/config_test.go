@@ -356,6 +356,8 @@ func TestSyntaxOfAnotherPlaceIsRefused(t *testing.T) {
 	quotes := " has quotes around it, which would be part of the value; remove them"
 	control := " has a line break or another control character"
 	blank := " has white space at its beginning or its end"
+	none := " has no element: there are only commas and white space"
+	mark := " has a byte order mark in it, which cannot be seen"
 	for env, want := range map[string]string{
 		`APP_ORIGINS=["a","b"]`:    "app.origins" + brackets,
 		`APP_ORIGINS= [a, b] `:     "app.origins" + brackets,
@@ -369,6 +371,10 @@ func TestSyntaxOfAnotherPlaceIsRefused(t *testing.T) {
 		"DB_POSTGRES_HOST=h\r":     "db.postgres.host" + control,
 		"DB_POSTGRES_HOST=h ":      "db.postgres.host" + blank,
 		"DB_POSTGRES_HOST=\u00a0h": "db.postgres.host" + blank,
+		"DB_POSTGRES_HOST=\ufeffh": "db.postgres.host" + mark,
+		"APP_ORIGINS=\ufeffa,b":    "app.origins (element 1)" + mark,
+		"APP_ORIGINS=\n":           "app.origins" + none,
+		"APP_ORIGINS= , ":          "app.origins" + none,
 	} {
 		name, _, _ := strings.Cut(env, "=")
 		wantFaults(t, Options{Environ: []string{env}}, want+" (environment "+name+")")
@@ -380,6 +386,7 @@ func TestSyntaxOfAnotherPlaceIsRefused(t *testing.T) {
 		"db:\n  postgres: {host: '\"h\"'}\n":       "db.postgres.host" + quotes,
 		"db:\n  postgres:\n    host: |\n      h\n": "db.postgres.host" + control,
 		"db:\n  postgres:\n    host: \" h\"\n":     "db.postgres.host" + blank,
+		"app:\n  origins: ','\n":                   "app.origins" + none,
 	} {
 		got := faultsOf(t, Options{File: write(t, "config.yaml", text)})
 		if !strings.HasPrefix(got, want+" (config.yaml:") {

@@ -280,6 +280,9 @@ func (k *key) parseAny(r raw) (value reflect.Value, problem string) {
 				elements = append(elements, raw{text: text})
 			}
 		}
+		if len(elements) == 0 && r.text != "" { // such as a line break: to leave out Kafka for it is not meant
+			return value, "has no element: there are only commas and white space"
+		}
 	}
 	list := reflect.MakeSlice(k.typ, 0, len(elements))
 	for i, element := range elements {
@@ -416,6 +419,8 @@ func textProblem(text string) string {
 		return "must be valid UTF-8"
 	case strings.ContainsFunc(text, unicode.IsControl):
 		return "has a line break or another control character"
+	case strings.Contains(text, byteOrderMark):
+		return "has a byte order mark in it, which cannot be seen"
 	case strings.TrimSpace(text) != text:
 		return "has white space at its beginning or its end"
 	}
