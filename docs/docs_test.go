@@ -921,7 +921,7 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 	others := []string{
 		"remote_write", "archive_command", "pg_restore",
 		"archive_timeout", "failed_count", "log_temp_files", "pg_archivecleanup", "pg_stat_archiver", "recovery_target_time",
-		"recovery_target_timeline",
+		"recovery_target_timeline", "pg_last_wal_receive_lsn", "primary_conninfo",
 		"max_prepared_statements", "query_wait_timeout", "ext_authz", "http_service", "path_prefix", "allowed_headers",
 		"allowed_upstream_headers", "failure_mode_allow", "status_on_error",
 	}

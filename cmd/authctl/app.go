@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
 	"github.com/toppira/authctl/platform/metric"
@@ -51,10 +53,11 @@ type app struct {
 
 	answerWithin time.Duration // how long one statement of a command may take; 0 is any time
 
-	looking   bool                  // creates nothing: no folder, database, schema, secret or key
-	ownSecret bool                  // the secret was created here, not configured
-	relayEnd  atomic.Pointer[error] // why the relay inside serve ended too early
-	closers   []func() error
+	looking       bool                  // creates nothing: no folder, database, schema, secret or key
+	ownSecret     bool                  // the secret was created here, not configured
+	secretUnknown bool                  // the command goes without it
+	relayEnd      atomic.Pointer[error] // why the relay inside serve ended too early
+	closers       []func() error
 }
 
 // newApp opens the log. For commands it is quiet: the terminal and the file only get warnings and
@@ -218,7 +221,11 @@ func (a *app) openAuth(ctx context.Context) error {
 		}
 	}
 	var err error
-	if a.ownSecret, err = a.ensureSecret(!a.looking); err != nil {
+	a.ownSecret, err = a.ensureSecret(!a.looking)
+	if a.secretUnknown = a.reads && errors.Is(err, errNoSecret); a.secretUnknown {
+		a.Auth.Token.Secret, err = config.Secret(rand.Text()+rand.Text()), nil // the service wants one
+	}
+	if err != nil {
 		return err
 	}
 	deps := auth.Deps{DB: a.db, Log: a.log, Looking: a.looking, Registry: a.registry, Serving: a.registry != nil}

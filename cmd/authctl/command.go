@@ -40,6 +40,19 @@ func (g *global) withApp(cmd *cobra.Command, open opening, do func(context.Conte
 	return g.withSettings(cmd, settings{}, open, do)
 }
 
+// appRunner runs a command on an app.
+type appRunner = func(cmd *cobra.Command, do func(context.Context, *app) error) error
+
+// onAuth runs a command on the service of an existing installation.
+func (g *global) onAuth(cmd *cobra.Command, do func(context.Context, *app) error) error {
+	return g.withApp(cmd, (*app).openExistingAuth, do)
+}
+
+// toShow is onAuth for commands that only show what does not depend on the secret, and therefore do not need it.
+func (g *global) toShow(cmd *cobra.Command, do func(context.Context, *app) error) error {
+	return g.withSettings(cmd, settings{reads: true}, (*app).openExistingAuth, do)
+}
+
 // withDatabase is withApp for commands that do not need the secret.
 func (g *global) withDatabase(cmd *cobra.Command, open opening, do func(context.Context, *app) error) error {
 	return g.withSettings(cmd, settings{keyless: true}, open, do)

@@ -24,7 +24,7 @@ anybody who reads mail there can set a new password.`,
 }
 
 func newUserContactList(g *global) *cobra.Command {
-	return g.onUser(&cobra.Command{
+	return g.showUser(&cobra.Command{
 		Use: "list USER", Short: "List the contacts of an account",
 		Example: "  authctl user contact list alice -o json",
 	}, func(ctx context.Context, a *app, u auth.User) error {

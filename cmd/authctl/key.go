@@ -53,8 +53,8 @@ func newKeyList(g *global) *cobra.Command {
 		Use:     "list",
 		Short:   "List every key, past and present, and the possible next steps",
 		Example: "  authctl key list",
-		RunE: g.onKeys(func(ctx context.Context, a *app, keys *auth.Keys, _ []string) error {
-			list, err := keys.List(ctx)
+		RunE: g.onDatabase((*app).openExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
+			list, err := auth.OpenKeys(a.db, a.Auth, a.log).List(ctx)
 			if err != nil {
 				return err
 			}

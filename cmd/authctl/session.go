@@ -100,13 +100,13 @@ func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 }
 
 // withSessions runs do with the filter that the flags describe.
-func (g *global) withSessions(cmd *cobra.Command, f *sessionFlags,
+func withSessions(cmd *cobra.Command, f *sessionFlags, with appRunner,
 	do func(context.Context, *app, auth.SessionFilter) error) error {
 	filter, err := f.parse(time.Now())
 	if err != nil {
 		return err
 	}
-	return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
+	return with(cmd, func(ctx context.Context, a *app) error {
 		if f.ofUser() {
 			u, err := f.user.find(ctx, a.auth)
 			if err != nil {
@@ -151,7 +151,7 @@ As JSON it is an array with one element a line, written as a stream.`,
 		Example: `  authctl session list --user alice
   authctl session list --before 720h -o json | head`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withSessions(cmd, f, func(_ context.Context, a *app, filter auth.SessionFilter) error {
+			return withSessions(cmd, f, g.toShow, func(_ context.Context, a *app, filter auth.SessionFilter) error {
 				filter.Everybody = false // only sessions in the store can be listed
 				return g.listSessions(cmd, a.auth, filter)
 			})
@@ -225,7 +225,7 @@ func (o *revokeOptions) run(cmd *cobra.Command) error {
 	if o.after != "" && (!o.all || !isID) {
 		return misuse{errors.New("--after goes with --all and takes the id of an account")}
 	}
-	return o.withSessions(cmd, f, func(_ context.Context, a *app, filter auth.SessionFilter) error {
+	return withSessions(cmd, f, o.onAuth, func(_ context.Context, a *app, filter auth.SessionFilter) error {
 		everybody := o.all || filter.Everybody
 		if o.dryRun {
 			if everybody {

@@ -52,6 +52,7 @@ type settings struct {
 	// keyless says that the command neither signs nor reads tokens, so that it does not need the
 	// secret.
 	keyless bool
+	reads   bool // the command only shows what does not depend on the secret
 }
 
 type appSettings struct {
@@ -86,15 +87,15 @@ func (s settings) Validate(report func(path, problem string)) {
 	if !s.keyless { // such a command does not need Redis either
 		s.Redis.ValidateProd(report)
 	}
-	if s.Auth.Token.Secret == "" && !s.keyless {
+	if s.Auth.Token.Secret == "" && !s.keyless && !s.reads {
 		report("auth.token.secret", "must be set in prod mode: AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE; make one "+
 			"with: openssl rand -base64 48")
 	}
-	if strings.TrimRight(s.Auth.Token.Issuer, "/") == auth.DefaultIssuer && !s.keyless {
+	if strings.TrimRight(s.Auth.Token.Issuer, "/") == auth.DefaultIssuer && !s.keyless && !s.reads {
 		report("auth.token.issuer", "must be set in prod mode: AUTH_TOKEN_ISSUER, the URL by which clients know this "+
 			"service, such as https://auth.example.com")
 	}
-	if s.samePort() && !s.keyless { // dev mode does without the listener for operators
+	if s.samePort() && !s.keyless && !s.reads { // dev mode does without the listener for operators
 		report("app.operator_addr", "is the address of the public listener, too; one of them needs another port")
 	}
 	if s.Auth.Password.BcryptCost < 10 {

@@ -185,7 +185,7 @@ func newUserList(g *global) *cobra.Command {
 		Long:    `List every account, oldest first. As JSON it is an array with one element a line, written as a stream.`,
 		Example: "  authctl user list -o json | head",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
+			return g.toShow(cmd, func(ctx context.Context, a *app) error {
 				heading := []string{"ID", "USERNAME", "STATUS", "CREATED"}
 				return g.stream(cmd.OutOrStdout(), heading, func(print func(v any, row []string) error) error {
 					return a.auth.Users(ctx, func(u auth.User) error {
@@ -207,7 +207,7 @@ type userReport struct {
 }
 
 func newUserShow(g *global) *cobra.Command {
-	return g.onUser(&cobra.Command{
+	return g.showUser(&cobra.Command{
 		Use:   "show USER",
 		Short: "Show an account, its sessions and whether sign-in is delayed",
 		Long: `Show an account, its sessions and whether sign-in is delayed. The failed sign-ins are those of unknown
@@ -223,7 +223,10 @@ devices: a device or an address that has signed in to the account before has a c
 		}
 		failures := "only the serve process knows them, with SQLite and without Redis"
 		var errState error
-		if !a.countersInServe() {
+		switch {
+		case a.secretUnknown:
+			failures = "unknown without AUTH_TOKEN_SECRET"
+		case !a.countersInServe():
 			var n int
 			var until time.Time
 			if errState = a.checkSecret(ctx); errState == nil {
@@ -346,10 +349,19 @@ func (a *app) countersInServe() bool {
 
 // onUser makes a command one that takes an account, and says what it does.
 func (g *global) onUser(cmd *cobra.Command, do func(context.Context, *app, auth.User) error) *cobra.Command {
+	return onUser(cmd, g.onAuth, do)
+}
+
+// showUser is onUser for commands that need no secret.
+func (g *global) showUser(cmd *cobra.Command, do func(context.Context, *app, auth.User) error) *cobra.Command {
+	return onUser(cmd, g.toShow, do)
+}
+
+func onUser(cmd *cobra.Command, with appRunner, do func(context.Context, *app, auth.User) error) *cobra.Command {
 	ref := &userRef{}
 	ref.addArgument(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
+		return with(cmd, func(ctx context.Context, a *app) error {
 			u, err := ref.find(ctx, a.auth)
 			if err != nil {
 				return err

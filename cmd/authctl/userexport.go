@@ -61,7 +61,7 @@ func (o *exportOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	return o.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
+	return o.toShow(cmd, func(ctx context.Context, a *app) error {
 		var n int64
 		write := func(w io.Writer) (err error) {
 			out := bufio.NewWriter(w)
