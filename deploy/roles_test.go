@@ -297,6 +297,26 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 		t.Errorf("a serve in prod mode without a secret:\n%s", out)
 	}
 	must(out, `fail +settings .*AUTH_TOKEN_SECRET`)
+
+	// As after a migration without its grants: serve would start and answer 500.
+	run(t, db.as("authctl_migrate"), `REVOKE DELETE ON contact FROM authctl_serve;
+		REVOKE USAGE ON SEQUENCE outbox_event_id FROM authctl_serve;
+		REVOKE EXECUTE ON FUNCTION outbox_add, outbox_deliver FROM authctl_serve;
+		REVOKE TRUNCATE ON outbox_event FROM authctl_relay`)
+	for role, lacks := range map[string]string{
+		"authctl_serve": "DELETE on contact, EXECUTE on outbox_add, EXECUTE on outbox_deliver and 1 more",
+		"authctl_relay": "TRUNCATE on outbox_event",
+	} {
+		out, err := doctor(role, "OUTBOX_RELAY=off")
+		if err == nil {
+			t.Errorf("%s without a right:\n%s", role, out)
+		}
+		must(out, `fail +schema .* lacks rights of `+role+`: `+lacks+` — run authctl migrate grants`)
+	}
+	db.authctl(t, "authctl_migrate", "", "migrate", "grants")
+	if out, err := doctor("authctl_serve"); err != nil {
+		t.Errorf("with the rights again: %v\n%s", err, out)
+	}
 }
 
 func TestARelayMayDivideTheWorkAnew(t *testing.T) {

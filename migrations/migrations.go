@@ -105,7 +105,11 @@ func Check(ctx context.Context, db *database.DB) error {
 		}
 	}
 	if waiting > 0 {
-		return fmt.Errorf("%w by %d of %d migrations", ErrBehind, waiting, len(list))
+		strange := ""
+		if n, err := foreignTables(ctx, db); waiting == len(list) && err == nil && n > 0 {
+			strange = fmt.Sprintf("; none has run, and it has tables (%d), so it may be another program's database", n)
+		}
+		return fmt.Errorf("%w by %d of %d migrations%s", ErrBehind, waiting, len(list), strange)
 	}
 	return checkTriggers(ctx, db)
 }
@@ -256,6 +260,17 @@ func tableExists(ctx context.Context, db database.IDB, name string) (bool, error
 	var n int
 	err := db.QueryRowContext(ctx, query, name).Scan(&n)
 	return n > 0, err
+}
+
+// foreignTables counts the tables where the first migration would make ours.
+func foreignTables(ctx context.Context, db database.IDB) (n int, err error) {
+	query := `SELECT count(*) FROM sqlite_master
+		WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE 'bun_%'`
+	if database.IsPostgres(db) {
+		query = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename NOT LIKE 'bun_%'"
+	}
+	err = db.QueryRowContext(ctx, query).Scan(&n)
+	return n, err
 }
 
 func states(list migrate.MigrationSlice) []State {

@@ -188,6 +188,31 @@ func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 	})
 }
 
+func TestTablesOfAnotherProgramAreSaid(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if _, err := migrations.Down(t.Context(), db); err != nil {
+			t.Fatal(err)
+		}
+		err := migrations.Check(t.Context(), db)
+		if !errors.Is(err, migrations.ErrBehind) || strings.Contains(err.Error(), "another program") {
+			t.Errorf("of an empty database: %v", err)
+		}
+		if _, err := db.Write(t.Context(), "CREATE TABLE users (id text)"); err != nil {
+			t.Fatal(err)
+		}
+		err = migrations.Check(t.Context(), db)
+		if !errors.Is(err, migrations.ErrBehind) || !strings.Contains(err.Error(),
+			"none has run, and it has tables (1), so it may be another program's database") {
+			t.Errorf("beside a table of somebody else: %v", err)
+		}
+		_, err = migrations.Up(t.Context(), db)
+		if remedy := database.Remedy(err, database.OwnTables); !strings.Contains(remedy, "name an empty database") {
+			t.Errorf("%v: the remedy is %q", err, remedy)
+		}
+	})
+}
+
 func TestOneConnectionIsEnoughToMigrate(t *testing.T) {
 	t.Parallel()
 	test := func(t *testing.T, db *database.DB) {

@@ -511,7 +511,29 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	if list, err := migrations.Status(ctx, d.db); err == nil && list[len(list)-1].Newer {
 		found = fine("up to date; a newer release has migrated it further")
 	}
-	return append([]finding{found}, d.fenceFindings(ctx)...)
+	return slices.Concat([]finding{found}, d.rights(ctx), d.fenceFindings(ctx))
+}
+
+// rights says what the role of these settings lacks, which is what grants.sql gives the one with its work. Without a
+// right, serve starts, and each request that needs it gets 500.
+func (d *doctor) rights(ctx context.Context) []finding {
+	role := "authctl_serve"
+	if d.relays {
+		role = "authctl_relay"
+	}
+	missing, err := migrations.MissingRights(ctx, d.db, role)
+	switch {
+	case err != nil:
+		return []finding{d.databaseFails(err, "look at the database's log")}
+	case len(missing) == 0:
+		return nil
+	}
+	found := "this database role lacks rights of " + role + ": " + strings.Join(missing[:min(3, len(missing))], ", ")
+	if more := len(missing) - 3; more > 0 {
+		found += fmt.Sprintf(" and %d more", more)
+	}
+	return []finding{failing(found, "run authctl migrate grants as authctl_migrate, after each authctl migrate up; or "+
+		"use the role "+role+", or the one that owns the tables")}
 }
 
 func (d *doctor) clock(ctx context.Context) []finding {

@@ -86,10 +86,13 @@ var migrating = map[string]string{
 	"42701": notOurs,
 	"42710": notOurs,
 	"42723": notOurs,
+	"42P01": notOurs,
+	"42703": notOurs,
+	"42883": notOurs,
 }
 
-const notOurs = "the table bun_migrations does not say that authctl made it: name an empty database, or put " +
-	"that table back from the backup that the others are from"
+const notOurs = "the table bun_migrations does not say that authctl made what is there: name an empty database, " +
+	"or put that table back from the backup that the others are from"
 
 // Remedy says what a person can do about an error of the database. It is empty if there is no
 // error, or if the error says so itself.
@@ -130,6 +133,8 @@ func Remedy(err error, task Task) string {
 		return "wait for the fail-over, or promote a standby: none of these servers takes writes"
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
 		return Remedy(&pgconn.PgError{Code: "25006"}, task)
+	case errors.As(err, &lite) && task == OwnTables && !opening && lite.Code() == sqlite3.SQLITE_ERROR:
+		return notOurs
 	case errors.As(err, &lite):
 		return remedySQLite(lite.Code())
 	}
