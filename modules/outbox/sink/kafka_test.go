@@ -273,6 +273,11 @@ func TestACheckTellsOfPartitionsThatTakeNoEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := testenv.FreePort(t)
+	silent, err := net.Listen("tcp", host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
 	var mu sync.Mutex
 	leaders, replicas := []int32{0, 1}, [][]int32{{0}, {1}} // of the partitions
 	cluster.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
@@ -283,13 +288,18 @@ func TestACheckTellsOfPartitionsThatTakeNoEvents(t *testing.T) {
 		res.Version, res.ControllerID = req.GetVersion(), 0
 		topic := kmsg.NewMetadataResponseTopic()
 		topic.Topic = &cfg.Topic
-		for id, port := range []int{there, gone} {
+		for id, port := range []int{there, gone, silent.Addr().(*net.TCPAddr).Port} {
 			broker := kmsg.NewMetadataResponseBroker()
 			broker.NodeID, broker.Host, broker.Port = int32(id), host, int32(port)
 			res.Brokers = append(res.Brokers, broker)
+		}
+		for id := range leaders {
 			partition := kmsg.NewMetadataResponseTopicPartition()
 			partition.Partition, partition.Leader = int32(id), leaders[id]
 			partition.Replicas, partition.ISR = []int32{0, 1}, replicas[id]
+			if leaders[id] < 0 {
+				partition.ErrorCode = 5 // LEADER_NOT_AVAILABLE
+			}
 			topic.Partitions = append(topic.Partitions, partition)
 		}
 		res.Topics = append(res.Topics, topic)
@@ -318,6 +328,11 @@ func TestACheckTellsOfPartitionsThatTakeNoEvents(t *testing.T) {
 	check("")
 	now([]int32{0, 0}, nil, []int32{1})
 	check("1 of 2 partitions take no events now: of its replicas 0 are in sync, and min.insync.replicas is 1")
+	now([]int32{-1, 0}, []int32{0}, []int32{1})
+	check("1 of 2 partitions take no events now: no broker leads it")
+	cfg.RequestTimeout = 2 * time.Second // all brokers together
+	now([]int32{0, 2, 2, 2}, []int32{0}, []int32{1}, []int32{1}, []int32{1})
+	check("3 of 4 partitions take no events now: connect to broker " + silent.Addr().String() + ": it has not answered")
 }
 
 func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {

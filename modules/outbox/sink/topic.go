@@ -100,16 +100,17 @@ func (k *Kafka) createTopic() error {
 
 // CheckTopic asks the cluster about the topic and says what is wrong with it.
 func (k *Kafka) CheckTopic(ctx context.Context) (TopicState, error) {
-	return await(ctx, k, k.checkTopic)
+	return await(ctx, k, func() (TopicState, error) { return k.checkTopic(ctx) })
 }
 
-func (k *Kafka) checkTopic() (TopicState, error) {
+func (k *Kafka) checkTopic(ctx context.Context) (TopicState, error) {
 	st := TopicState{Topic: k.cfg.Topic, Problems: []Problem{}}
 	client, err := k.connect()
 	if err != nil {
 		return st, err
 	}
-	if err := client.RefreshMetadata(k.cfg.Topic); err != nil {
+	err = client.RefreshMetadata(k.cfg.Topic)
+	if err != nil && !errors.Is(err, sarama.ErrLeaderNotAvailable) { // of some partitions, perhaps
 		return st, k.explain(err)
 	}
 	partitions, err := client.Partitions(k.cfg.Topic)
@@ -122,23 +123,7 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 			st.ReplicationFactor = max(st.ReplicationFactor, len(replicas))
 		}
 	}
-	broker, gone := k.leaders(client, partitions)
-	if broker == nil {
-		return st, fmt.Errorf("reach a broker that leads a partition of the topic: %w", k.explain(gone.cause))
-	}
-	// The client's own admin asks any broker that it knows, also one that is gone.
-	answer, err := broker.DescribeConfigs(&sarama.DescribeConfigsRequest{
-		Version: 2, Resources: []*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}},
-	})
-	var results []*sarama.ResourceResponse
-	if err == nil {
-		results = answer.Resources
-	}
-	for _, r := range results {
-		if code := sarama.KError(r.ErrorCode); code != sarama.ErrNoError {
-			err = code // such as of a broker that does not know a new topic yet
-		}
-	}
+	settings, gone, err := k.askLeaders(ctx, client, partitions)
 	switch {
 	case errors.Is(err, sarama.ErrTopicAuthorizationFailed), errors.Is(err, sarama.ErrClusterAuthorizationFailed):
 		st.Problems = append(st.Problems, Problem{
@@ -151,10 +136,8 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 		return st, fmt.Errorf("read the settings of the topic: %w", k.explain(err))
 	}
 	values := map[string]string{}
-	for _, r := range results {
-		for _, e := range r.Configs {
-			values[e.Name] = e.Value
-		}
+	for _, e := range settings {
+		values[e.Name] = e.Value
 	}
 	number := func(name string) int64 { n, _ := strconv.ParseInt(values[name], 10, 64); return n }
 	st.MinInSync, st.MaxMessageBytes = int(number("min.insync.replicas")), int(number("max.message.bytes"))
@@ -163,8 +146,8 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 		values["unclean.leader.election.enable"] == "true")...)
 	for _, p := range partitions {
 		if replicas, err := client.InSyncReplicas(k.cfg.Topic, p); err == nil && len(replicas) < st.MinInSync {
-			gone.add(p, fmt.Errorf("of its replicas %d are in sync, and min.insync.replicas is %d", len(replicas),
-				st.MinInSync))
+			gone.add(fmt.Errorf("of its replicas %d are in sync, and min.insync.replicas is %d", len(replicas),
+				st.MinInSync), p)
 		}
 	}
 	st.Problems = append(st.Problems, gone.problems(len(partitions))...)
@@ -173,16 +156,15 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 
 // away are partitions that take no events now.
 type away struct {
-	partitions map[int32]bool
+	partitions []int32
 	cause      error // of one of them
 }
 
-func (a *away) add(partition int32, cause error) {
-	if a.partitions == nil {
-		a.partitions = map[int32]bool{}
-	}
-	if !a.partitions[partition] {
-		a.partitions[partition], a.cause = true, cause
+func (a *away) add(cause error, partitions ...int32) {
+	for _, p := range partitions {
+		if !slices.Contains(a.partitions, p) {
+			a.partitions, a.cause = append(a.partitions, p), cause
+		}
 	}
 }
 
@@ -196,23 +178,69 @@ func (a *away) problems(partitions int) []Problem {
 	}}
 }
 
-// leaders connects to the leader of each partition, and returns one that answers, if any. The cluster may not know
-// yet that a leader is gone.
-func (k *Kafka) leaders(client sarama.Client, partitions []int32) (answers *sarama.Broker, gone away) {
+var errNoLeader = errors.New("no broker leads it")
+
+// askLeaders asks the leaders of the partitions for the settings of the topic, all at once: the cluster may not know
+// yet that one is gone, and one that hangs must leave time for the others. Without an answer the error says why.
+func (k *Kafka) askLeaders(ctx context.Context, client sarama.Client, partitions []int32) (
+	settings []*sarama.ConfigEntry, gone away, err error,
+) {
+	led := map[*sarama.Broker][]int32{}
+	elected, _ := client.WritablePartitions(k.cfg.Topic)
 	for _, p := range partitions {
-		leader, err := client.Leader(k.cfg.Topic, p)
-		if err == nil {
-			if _, err = leader.Connected(); err != nil {
-				err = fmt.Errorf("connect to broker %s: %w", leader.Addr(), k.explain(err))
-			}
-		}
-		if err != nil {
-			gone.add(p, err)
+		if !slices.Contains(elected, p) { // the client would ask the cluster again for each of them
+			gone.add(errNoLeader, p)
+		} else if leader, err := client.Leader(k.cfg.Topic, p); err != nil {
+			gone.add(err, p)
 		} else {
-			answers = leader
+			led[leader] = append(led[leader], p)
 		}
 	}
-	return answers, gone
+	within := k.cfg.RequestTimeout
+	if deadline, ok := ctx.Deadline(); ok { // with time left to say which do not answer
+		within = min(within, time.Until(deadline)*4/5)
+	}
+	type answer struct {
+		of  *sarama.Broker
+		res *sarama.DescribeConfigsResponse
+		err error
+	}
+	answers, late := make(chan answer, len(led)), time.After(within)
+	for leader := range led {
+		go func() { // until the client gives up or is closed
+			res, err := leader.DescribeConfigs(&sarama.DescribeConfigsRequest{
+				Version: 2, Resources: []*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}},
+			})
+			answers <- answer{leader, res, err}
+		}()
+	}
+	lacks := func(leader *sarama.Broker, why error) {
+		gone.add(fmt.Errorf("connect to broker %s: %w", leader.Addr(), k.explain(why)), led[leader]...)
+	}
+	for len(led) > 0 {
+		select {
+		case a := <-answers:
+			if a.err != nil {
+				lacks(a.of, a.err)
+			} else if r := a.res.Resources; len(r) > 0 && sarama.KError(r[0].ErrorCode) != sarama.ErrNoError {
+				err = sarama.KError(r[0].ErrorCode) // such as of a broker that does not know a new topic yet
+			} else if len(r) > 0 {
+				settings = r[0].Configs
+			}
+			delete(led, a.of)
+		case <-late:
+			for leader := range led {
+				lacks(leader, fmt.Errorf("it has not answered for %s", within.Round(time.Second/10)))
+			}
+			clear(led)
+		}
+	}
+	if settings != nil {
+		err = nil
+	} else if err == nil {
+		err = gone.cause
+	}
+	return settings, gone, err
 }
 
 func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
