@@ -21,8 +21,8 @@ var errNoStandby = errors.New("commits wait for a synchronous standby: too few o
 
 // tryPostgres writes a temporary file of 70 kB where the tables are. PostgreSQL goes on when a disk is full, as long as
 // its log has room: then it reads, changes rows in pages that it has, and fails whenever a table has to grow.
-const tryPostgres = `SET LOCAL work_mem = '64kB'; SET LOCAL temp_tablespaces = '';
-	SELECT current_setting('transaction_read_only'), count(*) FROM generate_series(1, 5000)`
+const tryPostgres = `SELECT current_setting('transaction_read_only');
+	SET LOCAL work_mem = '64kB'; SET LOCAL temp_tablespaces = ''; SELECT count(*) FROM generate_series(1, 5000)`
 
 // seemsToWait reports whether commits seem to wait for a synchronous standby: one of this role has waited for a
 // second, or too few servers follow that may be in synchronous_standby_names. Most roles see no more of them than
@@ -42,11 +42,11 @@ func (db *DB) TryWrite(ctx context.Context) error {
 	if db.IsPostgres() {
 		return db.Postgres(ctx, func(conn *pgx.Conn) error {
 			results, err := conn.PgConn().Exec(ctx, tryPostgres).ReadAll()
-			if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "53400" { // temp_file_limit
-				return nil
-			}
-			if err == nil && string(results[len(results)-1].Rows[0][0]) == "on" {
+			if len(results) > 0 && len(results[0].Rows) > 0 && string(results[0].Rows[0][0]) == "on" {
 				return errReadOnly
+			}
+			if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "53400" { // temp_file_limit
+				err = nil
 			}
 			if err == nil {
 				err = db.tryCommit(ctx, conn)

@@ -44,12 +44,19 @@ func TestTryWriteFindsAServerThatTakesNoWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	// What an old connection sees of a primary that has become a standby.
-	if _, err := db.ExecContext(t.Context(), "SET default_transaction_read_only = on"); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.TryWrite(t.Context()); err == nil || !strings.Contains(err.Error(), "read-only") {
-		t.Errorf("a read-only server: %v", err)
+	// What an old connection sees of a primary that has become a standby, also where it may write no temporary file.
+	for _, limit := range []string{"-1", "0"} {
+		for _, readOnly := range []string{"off", "on"} {
+			for _, setting := range []string{"temp_file_limit = " + limit, "default_transaction_read_only = " + readOnly} {
+				if _, err := db.ExecContext(t.Context(), "SET "+setting); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := db.TryWrite(t.Context())
+			if found := err != nil && strings.Contains(err.Error(), "read-only"); found != (readOnly == "on") {
+				t.Errorf("with the limit %s, read-only %s: %v", limit, readOnly, err)
+			}
+		}
 	}
 }
 
