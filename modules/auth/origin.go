@@ -155,24 +155,24 @@ func (n *pendingUser) is(o owner) likeness {
 		}
 	}
 	known := !created.IsZero() && !n.origin.created.IsZero()
-	sameTime := known && sameMoment(created, n.origin.created)
 	switch {
-	case known && !sameTime:
+	case known && !sameMoment(created, n.origin.created, 24*time.Hour):
 		return anotherPerson
 	case n.hasHashOf(o):
 		return samePerson
-	case sameTime && o.username == n.Username: // all of a database may be made in one moment
+	case known && o.username == n.Username && // all of a database may be made in one moment
+		sameMoment(created, n.origin.created, time.Second): // and several people on one day
 		return samePerson
 	}
 	return nothingTells
 }
 
 // sameMoment reports whether two times are one, which systems write with more or fewer digits: a table of Django has
-// microseconds, its dumpdata milliseconds.
-func sameMoment(a, b time.Time) bool {
+// microseconds, its dumpdata milliseconds, and a list that a spreadsheet has saved no seconds.
+func sameMoment(a, b time.Time, coarsest time.Duration) bool {
 	apart := a.Sub(b).Abs()
-	for _, unit := range []time.Duration{time.Second, time.Millisecond} {
-		if apart < unit && (a.Truncate(unit).Equal(a) || b.Truncate(unit).Equal(b)) {
+	for _, unit := range []time.Duration{24 * time.Hour, time.Minute, time.Second, time.Millisecond} {
+		if unit <= coarsest && apart < unit && (a.Truncate(unit).Equal(a) || b.Truncate(unit).Equal(b)) {
 			return true
 		}
 	}
