@@ -186,6 +186,21 @@ func TestPagesInABrowser(t *testing.T) {
 	if said != "true 401 true alice true true true false true" {
 		t.Errorf("the lines of the documentation: %s", said)
 	}
+
+	// Another person signs in in another tab. What the first tab was about to send is not sent as that person.
+	lines, anew := strings.Replace(lines, "location.reload()", "anew = true", 1), ""
+	b.tab("app.example.test").eval(`let anew, sent;`+lines+`
+		await signIn('alice', 'staple battery horse correct');
+		await fetch(api + '/register', {method: 'POST', credentials: 'include', headers: {'Content-Type': 'application/json'},
+			body: JSON.stringify({username: 'carol', password: 'correct horse battery staple', transport: 'cookie'})});
+		access = access + 'x';
+		call(api + '/me').then(async (answer) => { sent = (await answer.json()).username; }, (e) => { sent = String(e); });
+		while (!anew && !sent) await new Promise((done) => setTimeout(done, 20));
+		await new Promise((done) => setTimeout(done, 100));
+		return anew + ' ' + sent;`, &anew)
+	if anew != "true undefined" {
+		t.Errorf("carol signed in in another tab: %s", anew)
+	}
 	if o := post(app, "alice", `'/login', {...who, password: 'staple battery horse correct'}`); o.Status != 200 {
 		t.Errorf("sign in again: %+v", o)
 	}
