@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -11,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
@@ -38,7 +38,7 @@ type Event struct {
 	Source     string          // who says so: a URI reference
 	DataSchema string          // where its JSON Schema is; may be empty
 	Time       time.Time       // when it happened; zero: now
-	Data       json.RawMessage // a JSON object
+	Data       json.RawMessage // a JSON object, no member twice
 
 	// Target names the one target that gets the event, such as mail. The event is then not in the
 	// log: it has no sequence number, no other target gets it, and it is deleted once it was
@@ -201,11 +201,13 @@ func prepare(e Event) (stored, error) {
 		return stored{}, fmt.Errorf("%w: it has %d bytes of data, the limit is %d in all", ErrInvalidEvent, len(e.Data),
 			MaxEventBytes)
 	}
-	var data bytes.Buffer
-	if err := json.Compact(&data, e.Data); err != nil || data.Bytes()[0] != '{' || !utf8.Valid(data.Bytes()) {
-		return stored{}, fmt.Errorf("%w: the data is not a JSON object", ErrInvalidEvent)
+	// No member twice, and text that is Unicode (RFC 7493): consumers would differ about anything else.
+	data, err := jsontext.AppendFormat(nil, e.Data, jsontext.PreserveRawStrings(true))
+	if err != nil || data[0] != '{' {
+		return stored{}, fmt.Errorf("%w: the data is not a JSON object in UTF-8 whose members have names of their own",
+			ErrInvalidEvent)
 	}
-	e.Data = data.Bytes()
+	e.Data = data
 	if e.ID == uuid.Nil {
 		var err error
 		if e.ID, err = uuid.NewV7(); err != nil {

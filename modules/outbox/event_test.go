@@ -209,6 +209,10 @@ func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 		"data not JSON":       func(e *outbox.Event) { e.Data = json.RawMessage(`{`) },
 		"data not an object":  func(e *outbox.Event) { e.Data = json.RawMessage(` [1]`) },
 		"data not UTF-8":      func(e *outbox.Event) { e.Data = json.RawMessage("{\"a\":\"\xff\"}") },
+		"a member twice":      func(e *outbox.Event) { e.Data = json.RawMessage(`{"a":1,"\u0061":2}`) },
+		"twice further down":  func(e *outbox.Event) { e.Data = json.RawMessage(`{"a":[{"b":1,"b":1}]}`) },
+		"half a surrogate":    func(e *outbox.Event) { e.Data = json.RawMessage(`{"a":"\ud800"}`) },
+		"something after it":  func(e *outbox.Event) { e.Data = json.RawMessage(`{} {}`) },
 		"too large": func(e *outbox.Event) {
 			e.Data = json.RawMessage(`{"a":"` + strings.Repeat("x", outbox.MaxEventBytes-100) + `"}`)
 		},
@@ -223,6 +227,22 @@ func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 	}
 	if err := outbox.Add(t.Context(), db, outboxtest.Event("k")); err == nil {
 		t.Error("an event outside a transaction was accepted")
+	}
+}
+
+// Numbers and texts stay as they were written.
+func TestAddKeepsTheTextOfData(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	e := outboxtest.Event("k")
+	e.Data = json.RawMessage(`{ "z": 1e400, "a": 9007199254740993, "b": "\u0000\/\u00e9<>\u2028",	"c": [ -0.0 ] }`)
+	outboxtest.Add(t, db, e)
+	var kept string
+	if err := db.QueryRowContext(t.Context(), "SELECT data FROM outbox_event").Scan(&kept); err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"z":1e400,"a":9007199254740993,"b":"\u0000\/\u00e9<>\u2028","c":[-0.0]}`; kept != want {
+		t.Errorf("kept %s, want %s", kept, want)
 	}
 }
 
