@@ -71,7 +71,7 @@ func (s *Service) renewHash(ctx context.Context, a *account, hash string) {
 		return rehash(ctx, tx, a.ID, a.passwordHash, hash)
 	})
 	if err != nil {
-		s.log.Info("password_hash_not_renewed", zap.Stringer("user_id", a.ID), zap.Error(err))
+		s.log.Info("password_hash_not_renewed", tracing.ID(ctx), zap.Stringer("user_id", a.ID), zap.Error(err))
 		return
 	}
 	a.passwordHash = hash

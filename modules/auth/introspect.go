@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Introspection is what RFC 7662 §2.2 says of a live token.
@@ -34,7 +35,8 @@ type ClientCredentials struct{ ID, Secret string }
 // AuthenticateClient reports whether one of the readings of a client's credentials is right, and
 // whose they are. It takes as long for a client that does not exist. A refusal goes into the
 // security log.
-func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) (id string, ok bool) {
+func (s *Service) AuthenticateClient(ctx context.Context, readings []ClientCredentials, from Device) (id string,
+	ok bool) {
 	named := ""
 	for _, c := range readings {
 		want, known := s.clients[c.ID]
@@ -49,7 +51,8 @@ func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) 
 			named = c.ID
 		}
 	}
-	s.security.Warn("client_refused", zap.String("client_id", Printable(named, 255)), zap.String("ip", from.IPText()))
+	s.security.Warn("client_refused", tracing.ID(ctx), zap.String("client_id", Printable(named, 255)),
+		zap.String("ip", from.IPText()))
 	return "", false
 }
 

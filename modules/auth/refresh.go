@@ -96,7 +96,7 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 		// The record is already stopped, and stays so until this has committed. What fails now is
 		// done at the token's next use or by housekeeping.
 		if err := s.announceReuse(ctx, userID, sid, presented.Generation(), dev.IPText(), dev.UserAgent); err != nil {
-			s.log.Error("reuse_not_announced_yet", zap.Stringer("sid", sid), zap.Error(err))
+			s.log.Error("reuse_not_announced_yet", tracing.ID(ctx), zap.Stringer("sid", sid), zap.Error(err))
 		}
 		return Tokens{}, ErrRefreshTokenReused
 	}

@@ -26,6 +26,9 @@ func TestSecurityRecordsHaveTheTraceOfTheirRequest(t *testing.T) {
 	if err := env.LogoutRefresh(ctx, tokens.RefreshToken); err != nil {
 		t.Fatal(err)
 	}
+	if _, known := env.AuthenticateClient(ctx, []ClientCredentials{{"nobody", "x"}}, phone()); known {
+		t.Error("a client that is not there is known")
+	}
 	found := map[string]bool{}
 	for line := range strings.Lines(env.log.String()) {
 		if !strings.Contains(line, `"log":"security"`) {
@@ -37,7 +40,7 @@ func TestSecurityRecordsHaveTheTraceOfTheirRequest(t *testing.T) {
 			t.Errorf("without its trace: %s", line)
 		}
 	}
-	for _, name := range []string{"user_registered", "sign_in_failed", "signed_in", "session_ended"} {
+	for _, name := range []string{"user_registered", "sign_in_failed", "signed_in", "session_ended", "client_refused"} {
 		if !found[name] {
 			t.Errorf("there is no %s", name)
 		}

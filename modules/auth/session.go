@@ -215,7 +215,7 @@ func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason 
 		case err == nil:
 			ended = !st.live(sid, rec.Epoch)
 		case !errors.Is(err, session.ErrNotFound):
-			s.log.Warn("session_record_not_read", zap.Stringer("sid", sid), zap.Error(err))
+			s.log.Warn("session_record_not_read", tracing.ID(ctx), zap.Stringer("sid", sid), zap.Error(err))
 		}
 	}
 	if !ended {
@@ -441,8 +441,8 @@ func (s *Service) removeRecords(ctx context.Context, userID uuid.UUID, sids ...u
 	ctx, cancel := detached(ctx, shortTimeout)
 	defer cancel()
 	if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
-		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Int("sessions", len(sids)),
-			zap.Error(err))
+		s.log.Warn("session_records_left", tracing.ID(ctx), zap.Stringer("user_id", userID),
+			zap.Int("sessions", len(sids)), zap.Error(err))
 	}
 }
 
@@ -451,6 +451,6 @@ func (s *Service) removeAllRecords(ctx context.Context, userID uuid.UUID, epoch 
 	ctx, cancel := detached(ctx, shortTimeout)
 	defer cancel()
 	if err := s.sessions.DeleteAll(ctx, userID, epoch, kept); err != nil {
-		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Error(err))
+		s.log.Warn("session_records_left", tracing.ID(ctx), zap.Stringer("user_id", userID), zap.Error(err))
 	}
 }

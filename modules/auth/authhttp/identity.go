@@ -40,9 +40,7 @@ func (a *api) client() httpserver.Identity[string] {
 				"or not. They may be sent as `client_id` and `client_secret` in the form instead " +
 				"(`client_secret_post`), but not both ways at once.",
 		},
-		Of: func(_ context.Context, c httpserver.Credentials) (string, error) {
-			return a.authenticateClient(c)
-		},
+		Of: a.authenticateClient,
 	}
 }
 
@@ -88,7 +86,7 @@ func plausible(token string) error {
 
 // authenticateClient returns the id of the client of auth.clients that the request authenticates as: by HTTP Basic
 // or in the form (RFC 6749 §2.3.1), but not both.
-func (a *api) authenticateClient(c httpserver.Credentials) (id string, err error) {
+func (a *api) authenticateClient(ctx context.Context, c httpserver.Credentials) (id string, err error) {
 	form, err := c.Form()
 	if err != nil {
 		return "", err
@@ -131,7 +129,7 @@ func (a *api) authenticateClient(c httpserver.Credentials) (id string, err error
 	default:
 		return refused("Client authentication is missing. Send " + how + ".")
 	}
-	if id, ok := a.svc.AuthenticateClient(readings, deviceOf(c.Peer())); ok {
+	if id, ok := a.svc.AuthenticateClient(ctx, readings, deviceOf(c.Peer())); ok {
 		return id, nil
 	}
 	return refused("The client is not known, or its secret is wrong.")
