@@ -345,6 +345,9 @@ func (k *key) repeated(v reflect.Value) (problem string) {
 	return ""
 }
 
+// octal is a number that may not mean what it looks like: in YAML 1.1, 017 is 15.
+var octal = regexp.MustCompile(`^[-+]?0[0-9]`)
+
 // parseScalar parses a value of type t, which is not a list.
 func parseScalar(t reflect.Type, r raw) (v reflect.Value, problem string) {
 	v = reflect.New(t).Elem()
@@ -385,6 +388,8 @@ func parseScalar(t reflect.Type, r raw) (v reflect.Value, problem string) {
 			return wrong(" without quotes")
 		}
 		v.SetBool(b)
+	case (r.form == formInt || r.form == formFloat) && octal.MatchString(r.text):
+		return wrong(" without a zero in front, with which it is octal to some readers of YAML")
 	case isInt(t):
 		n, err := strconv.ParseInt(r.text, 10, t.Bits())
 		switch {
