@@ -298,6 +298,13 @@ func TestGatewaysTellTheBackendWhoCallsAndNothingElse(t *testing.T) {
 					}
 				}
 			}
+			cookies := "Cookie: x=" + strings.Repeat("a", 6000)
+			if res := g.send("GET", g.live, "", cookies, cookies, cookies); res.StatusCode != 200 {
+				t.Errorf("more cookies than authctl itself accepts: %s", res.Status)
+			}
+			for _, r := range g.backend.taken() {
+				g.mustKnow(r, "many cookies")
+			}
 			for _, lines := range forgeries {
 				for _, token := range []string{g.live, g.dead, ""} {
 					what := fmt.Sprintf("%.60q with the token %.3q", lines, token)
