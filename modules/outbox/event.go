@@ -128,20 +128,35 @@ func create(ctx context.Context, s *stored) (traceparent string) {
 
 // AddUndeliverable adds the event which says that a message cannot be delivered: its type ends with
 // .Undeliverable and a version. A process that delivers needs no right to add other events. id is the
-// [Record.ID] of the message; nothing is added when it no longer waits.
+// [Record.ID] of the message; nothing is added when it no longer waits. If the key was finished while the message was
+// tried, it returns [ErrFinished], and the transaction must be rolled back.
 func AddUndeliverable(ctx context.Context, tx database.Tx, id int64, e Event) error {
 	s, err := prepare(e)
 	if err != nil {
 		return fmt.Errorf("outbox.AddUndeliverable: %w", err)
 	}
 	if !database.IsPostgres(tx) {
-		return Add(ctx, tx, e)
+		err = Add(ctx, tx, e)
+	} else {
+		s.trace = create(ctx, &s)
+		err = database.Exec(ctx, tx, "outbox.AddUndeliverable",
+			`SELECT outbox_add_undeliverable(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			id, s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data),
+			s.trace)
 	}
-	s.trace = create(ctx, &s)
-	return database.Exec(ctx, tx, "outbox.AddUndeliverable",
-		`SELECT outbox_add_undeliverable(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		id, s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace)
+	if err != nil {
+		return err
+	}
+	// Afterwards: to add it waits for a transaction that finishes the key.
+	finished, err := finishedBefore(ctx, tx, e.Key, 1)
+	if err == nil && finished {
+		err = ErrFinished
+	}
+	return err
 }
+
+// ErrFinished says that a key has no more events: see [Finish].
+var ErrFinished = errors.New("the key is finished")
 
 // Finish says that a key will have no more events, because what it stands for no longer exists,
 // such as a deleted account. Call it after [Add], in the transaction that adds the last event. Once
@@ -159,8 +174,13 @@ func Finish(ctx context.Context, tx database.Tx, key string) error {
 // IsFinished reports whether [Finish] said of a key that it has no more events, and it has had none since. After
 // the retention nobody knows.
 func IsFinished(ctx context.Context, db database.IDB, key string) (bool, error) {
+	return finishedBefore(ctx, db, key, 0)
+}
+
+// finishedBefore is [IsFinished] as of so many events ago.
+func finishedBefore(ctx context.Context, db database.IDB, key string, events int) (bool, error) {
 	n, err := database.Value[int64](db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_finished_key f
-		JOIN outbox_key k ON k.key = f.key AND k.seq = f.seq WHERE f.key = ?`, key))
+		JOIN outbox_key k ON k.key = f.key AND k.seq = f.seq + ? WHERE f.key = ?`, events, key))
 	if err != nil {
 		return false, fmt.Errorf("look whether a key is finished: %w", err)
 	}

@@ -2,6 +2,7 @@ package mail
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -325,6 +326,44 @@ func TestEachRefusalIsAnEventOfItsOwn(t *testing.T) {
 				t.Errorf("an event has the id %s", text)
 			}
 			ids[id] = true
+		}
+	})
+}
+
+// An account may be deleted while the server thinks about a mail to it. Nothing follows its UserDeleted, and nobody is
+// asked what to do about the mail.
+func TestARefusalAfterTheAccountWasDeletedIsNotAnnounced(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		m := newMailer(t, startSMTP(t).config(), Options{DB: db})
+		queued(t, db, m.opt.Sealer, "data-554@example.com")
+		r := outbox.Record{}
+		err := db.QueryRowContext(t.Context(), "SELECT id, event_id, source, time, data FROM outbox_message").
+			Scan(&r.ID, &r.EventID, &r.Source, &r.Time, &r.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		message, err := m.opt.Sealer.Open(uuid.MustParse(r.EventID), r.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		attempt := always()
+		attempt.Owned = func() bool { // when all but the last byte is sent
+			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+				key := message.UserID.String()
+				return errors.Join(outbox.Add(ctx, tx, outboxtest.Event(key)), outbox.Finish(ctx, tx, key))
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			return true
+		}
+		if err := m.Deliver(t.Context(), outbox.Subscription{}, r, attempt); outcome(err) != "dropped" {
+			t.Errorf("it is %v", err)
+		}
+		var events int
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_event").Scan(&events); err != nil || events != 1 {
+			t.Errorf("there are %d events, %v", events, err)
 		}
 	})
 }

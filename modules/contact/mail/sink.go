@@ -160,7 +160,11 @@ func (m *Mailer) Deliver(ctx context.Context, _ outbox.Subscription, r outbox.Re
 	}
 	err = m.attempt(ctx, id, message, r, attempt)
 	if refused, ok := errors.AsType[*delivery.Refused](err); ok {
-		if failed := m.announce(ctx, r.ID, message, refused.Err.Error()); failed != nil {
+		failed := m.announce(ctx, r.ID, message, refused.Err.Error())
+		if errors.Is(failed, outbox.ErrFinished) {
+			return &delivery.Dropped{Err: errors.New("the account was deleted meanwhile")}
+		}
+		if failed != nil {
 			return fmt.Errorf("announce that a mail was refused (%w): %w", refused.Err, failed)
 		}
 	}
