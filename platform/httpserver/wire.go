@@ -63,7 +63,7 @@ func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 			}
 		}
 	}
-	if bytes.ContainsAny(header.Host(), `@/\?# `) {
+	if bytes.ContainsAny(header.Host(), `@/\?# <>"`) {
 		return ErrMalformed.Detail("The header Host is not a host, or a host and a port.")
 	}
 	if hasEncoding && (hasLength || !bytes.Equal(header.Peek("Transfer-Encoding"), []byte("chunked"))) {

@@ -59,6 +59,8 @@ func TestAnAmbiguousRequestIsRefusedAndItsConnectionClosed(t *testing.T) {
 		"NUL in a name":              "GET /plain HTTP/1.1\r\nHost: a\r\nX\x00A: b\r\n\r\n",
 		"NUL in the path":            "GET /pl\x00ain HTTP/1.1\r\nHost: a\r\n\r\n",
 		"user in the host":           "GET /plain HTTP/1.1\r\nHost: u@a\r\n\r\n",
+		"markup in the host":         "GET /plain HTTP/1.1\r\nHost: <a>\r\n\r\n",
+		"a quotation mark there":     "GET /plain HTTP/1.1\r\nHost: a\"\r\n\r\n",
 		"path in the host":           "GET /plain HTTP/1.1\r\nHost: a/b\r\n\r\n",
 		"fragment":                   "GET /plain#x HTTP/1.1\r\nHost: a\r\n\r\n",
 		"fragment of a query":        "GET /plain?a#x HTTP/1.1\r\nHost: a\r\n\r\n",
