@@ -407,6 +407,58 @@ func TestADeadAddressHoldsUpNoOtherOfThePerson(t *testing.T) {
 	})
 }
 
+// What is parked for an address ends by itself once nobody can want it: also when the account is gone, and nobody
+// would look for it.
+func TestAParkedMailEndsWithItsUse(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := startSMTP(t)
+		m := newMailer(t, s.config(), Options{DB: db})
+		deleted, live := uuid.New(), uuid.New()
+		message := func(user uuid.UUID) {
+			t.Helper()
+			e, err := m.opt.Sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword, UserID: user,
+				Recipient: "rcpt-550." + user.String() + "@example.com",
+				ExpiresAt: time.Now().Add(contact.LongestLife)}, testIssuer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.Target = contact.TargetMail
+			outboxtest.Add(t, db, e)
+		}
+		message(deleted)
+		message(deleted)
+		message(live)
+		stop := deliver(t, db, m)
+		testenv.Eventually(t, "both are parked", func() bool { return waiting(t, db).ParkedKeys == 2 })
+		stop()
+		deliver(t, db, m)()
+		if w := waiting(t, db); w.ParkedKeys != 2 || w.Waiting != 3 {
+			t.Errorf("within their time: %+v", w)
+		}
+		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			e := outboxtest.Event(deleted.String())
+			if err := outbox.Add(ctx, tx, e); err != nil {
+				return err
+			}
+			return outbox.Finish(ctx, tx, deleted.String())
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = db.ExecContext(t.Context(), "UPDATE outbox_held_key SET parked_ms = parked_ms - ?",
+			contact.LongestLife.Milliseconds())
+		if err != nil {
+			t.Fatal(err)
+		}
+		deliver(t, db, m)
+		testenv.Eventually(t, "only what somebody may want is left", func() bool {
+			w := waiting(t, db)
+			return w.Waiting == 1 && w.HeldKeys == 0 && w.ParkedKeys == 1
+		})
+	})
+}
+
 // Mails wait for a server that is down for longer than outbox.webhook.retry_for: only refusals
 // park.
 func TestMailsAreNotParkedForBeingLate(t *testing.T) {

@@ -125,6 +125,9 @@ func (m *Mailer) Preview(p contact.Purpose, preferred string) (Mail, error) {
 // long. Messages expire, so none is tried without end.
 func (m *Mailer) AttemptTimeout() time.Duration { return attemptTimeout }
 
+// Life implements [delivery.Patient].
+func (m *Mailer) Life() time.Duration { return contact.LongestLife }
+
 // AnswerTimeout implements [delivery.Sink].
 func (m *Mailer) AnswerTimeout() time.Duration { return endTimeout }
 

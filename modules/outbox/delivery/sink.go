@@ -29,6 +29,9 @@ type Sink interface {
 type Patient interface {
 	// AttemptTimeout is how long an attempt may take; with other sinks it is a minute.
 	AttemptTimeout() time.Duration
+	// Life is after how long every event is pointless. A key that has been parked for so long is tried again, so
+	// that the sink drops what nobody can want any more and nobody has to discard.
+	Life() time.Duration
 }
 
 // Attempt is one attempt to deliver an event.

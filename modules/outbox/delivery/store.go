@@ -118,6 +118,23 @@ func (d *Deliverer) voidPauses(ctx context.Context, server string, target int, s
 	return nil
 }
 
+// unparkPointless lets keys come again that were parked so long ago that their events are pointless: the sink drops
+// them.
+func (d *Deliverer) unparkPointless(ctx context.Context, server string, target int, shards []int,
+	life time.Duration) error {
+	now := d.databaseNow()
+	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = 0,
+				asked_ms = NULL, parked_ms = NULL
+			WHERE target = ? AND shard IN (?) AND parked_ms < ?`, target, database.List(shards), now-life.Milliseconds())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("let parked keys come again: %w", err)
+	}
+	return nil
+}
+
 const recordColumns = `e.created_ms, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data, e.traceparent`
 
 // records reads the events of attempts. It does not say which are replays.

@@ -286,8 +286,14 @@ func (w *worker) begin(busy *bool) error {
 	ctx, cancel := context.WithTimeout(w.ended, 10*time.Second)
 	defer cancel()
 	if now := w.d.now(); !now.Before(w.voidAt) {
-		if err := w.d.voidPauses(ctx, w.d.server.Load(), s.ID, slices.Collect(maps.Keys(held))); err != nil {
+		server, shards := w.d.server.Load(), slices.Collect(maps.Keys(held))
+		if err := w.d.voidPauses(ctx, server, s.ID, shards); err != nil {
 			return err
+		}
+		if p, ok := w.d.sinks[s.Kind].(Patient); ok {
+			if err := w.d.unparkPointless(ctx, server, s.ID, shards, p.Life()); err != nil {
+				return err
+			}
 		}
 		w.voidAt = now.Add(voidEvery)
 	}
