@@ -69,6 +69,26 @@ func TestLooksThatFindNothingAreSpaced(t *testing.T) {
 	}
 }
 
+// A fail-over takes every lease, and is told as such. A lease that is lost otherwise went to another deliverer.
+func TestAFailOverIsNoLossOfLeases(t *testing.T) {
+	t.Parallel()
+	logged, logs := observer.New(zap.WarnLevel)
+	d, err := New(dbtest.SQLite(t), nil, Config{Lease: time.Minute}, Options{Log: zap.New(logged)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := place{target: 1, shard: 2}
+	for i, want := range []struct{ server, line string }{
+		{"one", "deliverer_shards_lost"}, {"two", "deliverer_database_changed"}, {"two", "deliverer_shards_lost"},
+	} {
+		held := map[place]*lease{at: {place: at, epoch: int64(i)}}
+		d.apply(time.Now(), held, tickResult{server: want.server, epochs: map[place]int64{at: int64(i + 1)}})
+		if lines := logs.TakeAll(); len(lines) != 1 || lines[0].Message != want.line {
+			t.Errorf("on server %s the log has %v, want %s", want.server, lines, want.line)
+		}
+	}
+}
+
 // An outage of the database that lasts and a role without rights have different names in the log, since
 // the second waits for a person. Each is logged once, and its end tells how long it lasted.
 func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {

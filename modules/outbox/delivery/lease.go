@@ -379,7 +379,9 @@ func (d *Deliverer) take(
 
 // apply gives every worker its target and leases.
 func (d *Deliverer) apply(asked time.Time, held map[place]*lease, res tickResult) {
-	if prior := d.server.Load(); prior != "" && prior != res.server {
+	prior := d.server.Load()
+	changed := prior != "" && prior != res.server
+	if changed {
 		d.log.Warn("deliverer_database_changed",
 			zap.String("hint", "it is another server now: the leases are read again"))
 	}
@@ -415,7 +417,7 @@ func (d *Deliverer) apply(asked time.Time, held map[place]*lease, res tickResult
 	if res.expired > 0 {
 		d.log.Info("deliverer_shards_taken_over", zap.Int("shards", res.expired))
 	}
-	if lost > 0 {
+	if lost > 0 && !changed { // on another server all are, and that was said
 		d.log.Warn("deliverer_shards_lost", zap.Int("shards", lost))
 	}
 	d.mu.Lock()
