@@ -46,9 +46,8 @@ func every(ctx context.Context, interval time.Duration, do func(context.Context)
 // again the next time.
 func (s *Service) tidy(ctx context.Context) {
 	s.forget(ctx)
-	if _, err := s.sessions.Memory(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		s.log.Warn("housekeeping_failed", zap.String("what", "session_memory"), zap.Error(err))
-	}
+	_, err := s.sessions.Memory(ctx)
+	s.tidied("session_memory", err)
 	for what, table := range map[string]string{"revoked_sessions": "revoked_session",
 		"begun_sessions": "begun_session"} {
 		s.drain(ctx, what, func(ctx context.Context, limit int) (int64, error) {
@@ -74,10 +73,8 @@ func (s *Service) drain(ctx context.Context, what string, purge func(ctx context
 		portion, cancel := context.WithTimeout(ctx, detachTimeout)
 		n, err := purge(portion, purgeBatch)
 		cancel()
+		s.tidied(what, err)
 		if err != nil {
-			if !errors.Is(err, context.Canceled) {
-				s.log.Warn("housekeeping_failed", zap.String("what", what), zap.Error(err))
-			}
 			return
 		}
 		if n < purgeBatch || s.giveWay(ctx, time.Since(begun)) != nil {
@@ -86,14 +83,24 @@ func (s *Service) drain(ctx context.Context, what string, purge func(ctx context
 	}
 }
 
+// tidied logs what fails, and every ten minutes that it still does: some of it is tried every five seconds.
+func (s *Service) tidied(what string, err error) {
+	last, failed := s.untidied.Load(what)
+	switch {
+	case err == nil:
+		s.untidied.Delete(what)
+	case !errors.Is(err, context.Canceled) && (!failed || s.now().Sub(last.(time.Time)) >= 10*time.Minute):
+		s.untidied.Store(what, s.now())
+		s.log.Warn("housekeeping_failed", zap.String("what", what), zap.Error(err))
+	}
+}
+
 // retryReuse announces the reuse that a process stopped a session for and died before it could. A
 // session that fails does not hold up the others. With millions of sessions in Redis it takes most of a minute.
 func (s *Service) retryReuse(ctx context.Context) {
 	marked, err := s.sessions.Reused(ctx, purgeBatch)
+	s.tidied("reused_sessions", err)
 	if err != nil {
-		if !errors.Is(err, context.Canceled) {
-			s.log.Warn("housekeeping_failed", zap.String("what", "reused_sessions"), zap.Error(err))
-		}
 		return
 	}
 	for _, m := range marked {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -67,6 +68,8 @@ type Service struct {
 	security   *zap.Logger
 	now        func() time.Time
 	closeStore func() error // nil when there is nothing to close
+
+	untidied sync.Map // what housekeeping fails to do → when that was logged
 }
 
 // New prepares the statements, loads the signing keys (on a new database it makes the first one)
