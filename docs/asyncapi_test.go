@@ -109,7 +109,6 @@ func asyncapi(t *testing.T) []byte {
 	for _, schema := range schemas.All() {
 		payload := fromJSON(t, string(schema.Text))
 		drop(payload, "$schema") // AsyncAPI has its own dialect, which covers all that we use
-		drop(payload, "title")
 		summary := drop(payload, "description")
 		add(t, here, schema.Type, map[string]string{"$ref": "#/components/messages/" + schema.Type})
 		message := add(t, all, schema.Type, struct {
