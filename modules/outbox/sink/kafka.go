@@ -35,6 +35,7 @@ type Kafka struct {
 	resets prometheus.Counter
 	net    *network
 	asking chan struct{} // limits how many partitions ask for a producer id at once
+	try    func()        // [Kafka.tryBrokers], once
 
 	done chan struct{}
 	work sync.WaitGroup
@@ -115,6 +116,7 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 		}),
 	}
 	conf.Net.Proxy.Enable, conf.Net.Proxy.Dialer = true, k.net
+	k.try = sync.OnceFunc(k.tryBrokers)
 	k.log = cmp.Or(k.log, zap.NewNop())
 	if err := metric.Register(opt.Registry, "the metrics of the Kafka sink", k.resets); err != nil {
 		return nil, err
@@ -342,6 +344,7 @@ func (k *Kafka) partition(id int32) *partitionProducer {
 }
 
 func (k *Kafka) connect() (sarama.Client, error) {
+	k.try()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
@@ -355,6 +358,55 @@ func (k *Kafka) connect() (sarama.Client, error) {
 		k.client = client
 	}
 	return k.client, nil
+}
+
+// A broker that has not answered for hangAfter, while another one has, is not asked for avoidFor.
+const hangAfter, avoidFor = 2 * time.Second, 10 * time.Second
+
+// tryBrokers asks all brokers of the settings at once whether they are there. The client asks one after another, in an
+// order of its own: one that hangs, or whose machine is off, takes it longer than commands, and people, wait.
+func (k *Kafka) tryBrokers() {
+	if len(k.cfg.Brokers) < 2 {
+		return
+	}
+	conf := *k.conf
+	conf.Net.Proxy.Dialer = uncounted{k.net}
+	type answer struct {
+		address string
+		there   bool
+	}
+	answers, silent := make(chan answer, len(k.cfg.Brokers)), map[string]bool{}
+	for _, address := range k.cfg.Brokers {
+		silent[address] = true
+		go func() { // until its time is over, or the sink is closed
+			broker := sarama.NewBroker(address)
+			there := broker.Open(&conf) == nil
+			if there {
+				there, _ = broker.Connected()
+			}
+			answers <- answer{address, there}
+			if _ = broker.Close(); there {
+				k.net.avoid(address, 0) // it was only slow
+			}
+		}()
+	}
+	late, some := time.After(k.cfg.DialTimeout), false
+	for len(silent) > 0 {
+		select {
+		case a := <-answers:
+			if delete(silent, a.address); a.there && !some {
+				late, some = time.After(hangAfter), true
+			}
+			continue
+		case <-late:
+		}
+		break
+	}
+	for address := range silent {
+		if some {
+			k.net.avoid(address, avoidFor)
+		}
+	}
 }
 
 // producer returns the producer id that all partitions start with, or a new one for a partition that

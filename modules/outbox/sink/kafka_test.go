@@ -335,6 +335,30 @@ func TestACheckTellsOfPartitionsThatTakeNoEvents(t *testing.T) {
 	check("3 of 4 partitions take no events now: connect to broker " + silent.Addr().String() + ": it has not answered")
 }
 
+// The client asks the named brokers one after another, in an order of its own.
+func TestABrokerThatHangsKeepsNobodyFromTheOthers(t *testing.T) {
+	t.Parallel()
+	_, cfg := fake(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	cfg.Brokers = append(cfg.Brokers, silent.Addr().String())
+	var group sync.WaitGroup
+	for range 8 {
+		k := openKafka(t, cfg, sink.KafkaOptions{})
+		group.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience/2)
+			defer cancel()
+			if st, err := k.CheckTopic(ctx); err != nil || st.Partitions != 4 {
+				t.Errorf("%+v, %v", st, err)
+			}
+		})
+	}
+	group.Wait()
+}
+
 func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {
 	t.Parallel()
 	stalled := func(t *testing.T, err error, kind, says string) {

@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"syscall"
@@ -18,11 +19,15 @@ type network struct {
 
 	mu    sync.Mutex
 	open  []net.Conn
-	count map[string]int // of connections so far, by address
+	count map[string]int       // of connections so far, by address
+	hangs map[string]time.Time // addresses that are not connected to before a time
 }
 
 func newNetwork(timeout time.Duration, dial func(network, address string) (net.Conn, error)) *network {
-	n := &network{count: map[string]int{}, dial: (&net.Dialer{Timeout: timeout}).DialContext}
+	n := &network{
+		count: map[string]int{}, hangs: map[string]time.Time{},
+		dial: (&net.Dialer{Timeout: timeout}).DialContext,
+	}
 	if dial != nil {
 		n.dial = func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
 	}
@@ -51,6 +56,12 @@ func (u uncounted) Dial(network, address string) (net.Conn, error) {
 
 // connect returns a plain connection, because Sarama inspects its socket to see whether it is broken.
 func (n *network) connect(network, address string) (net.Conn, error) {
+	n.mu.Lock()
+	hangs := time.Now().Before(n.hangs[address])
+	n.mu.Unlock()
+	if hangs {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: fmt.Errorf("%s has not answered", address)}
+	}
 	c, err := n.dial(n.ctx, network, address)
 	if err != nil {
 		return nil, err
@@ -76,6 +87,13 @@ func (n *network) made(address string) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.count[address]
+}
+
+// avoid lets attempts to connect to an address fail at once, for a while.
+func (n *network) avoid(address string, d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hangs[address] = time.Now().Add(d)
 }
 
 func isClosed(c net.Conn) bool {
