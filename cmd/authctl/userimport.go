@@ -353,6 +353,11 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 			[]string{"weak", fmt.Sprintf("%d are salted SHA, which is quickly guessed, until their owners sign in",
 				r.Weak)})
 	}
+	if r.Assumed > 0 && o.check == "" {
+		rows = append(rows,
+			[]string{"assumed", fmt.Sprintf("%d do not say how they were made, and may match nothing: try --check",
+				r.Assumed)})
+	}
 	for i, kind := range byCount(r.Lost) {
 		what := ""
 		if i == 0 {
@@ -371,7 +376,7 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 	if len(r.Unread) > 0 {
 		rows = append(rows, []string{"not read", strings.Join(r.Unread, ", ")})
 	}
-	if len(r.Lost)+len(r.Differs)+len(r.Unread) > 0 {
+	if len(r.Lost)+len(r.Differs)+len(r.Unread) > 0 || r.Assumed > 0 && o.check == "" {
 		rows = append(rows, []string{"", "see docs/import.md"})
 	}
 	return o.pairs(w, r, append(rows, []string{"took",

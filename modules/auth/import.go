@@ -78,6 +78,7 @@ type ImportReport struct {
 	Line     int64            `json:"last_line"`    // up to which all is committed
 	Schemes  map[string]int64 `json:"schemes"`      // how the passwords of those imported are hashed
 	Weak     int64            `json:"weak"`         // of those, hashed too cheaply to slow a thief
+	Assumed  int64            `json:"assumed"`      // of those, taken for what default settings write: see [password.Assumed]
 	Disabled int64            `json:"disabled"`     // of those imported
 	// Lost counts, by kind, what was not imported: second factors, required actions, addresses that cannot
 	// be contacts. An unconfirmed address as a name counts as well.
@@ -274,6 +275,7 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Ref
 	if n.passwordHash, n.scheme, err = password.Import(rec.Hash); err != nil {
 		return fault.Refuse("hash_refused", err.Error())
 	}
+	n.assumed = password.Assumed(rec.Hash)
 	n.ID, n.keepID = rec.ID, rec.ID != uuid.Nil
 	if !n.keepID {
 		n.ID = newID()
@@ -371,6 +373,9 @@ func (i *importer) count(n *pendingUser) error {
 		report.Schemes[string(n.scheme)]++
 		if n.scheme.Fast() {
 			report.Weak++
+		}
+		if n.assumed {
+			report.Assumed++
 		}
 		if n.Status == StatusDisabled {
 			report.Disabled++

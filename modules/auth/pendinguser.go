@@ -24,6 +24,7 @@ type pendingUser struct {
 	differs      []string // in what the record differs from its account, which stays as it is
 	other        bool     // it is no account
 	scheme       password.Scheme
+	assumed      bool
 	imported     bool
 	refused      *fault.Refusal
 }

@@ -67,6 +67,11 @@ func Import(text string) (encoded string, scheme Scheme, err error) {
 	return encoded, h.scheme, nil
 }
 
+// Assumed reports whether a hash that [Import] takes does not say how it was made, so that it is taken for
+// what the default settings of better-auth or of Spring Security write. Other settings, and programs that
+// call scrypt or PBKDF2 of Node themselves, write the same form, and no password ever matches it.
+func Assumed(text string) bool { return betterAuthForm(text) || strings.HasPrefix(text, "{pbkdf2") }
+
 // encodedTwice recognises salts and digests that base64 reads although they were not written
 // in it. Such a hash looks well and no password ever matches it. By chance, none is like
 // this.
