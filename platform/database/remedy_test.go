@@ -16,7 +16,26 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
+
+// As a migrate whose terminal was suspended for longer than the server waits.
+func TestWhoeverWasSuspendedIsToldThatNothingWasDone(t *testing.T) {
+	t.Parallel()
+	err := dbtest.Postgres(t).Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+		_, err := tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = '1ms'")
+		testenv.Eventually(t, "the server does not wait for the next statement", func() bool {
+			if err == nil {
+				_, err = tx.ExecContext(ctx, "SELECT 1")
+			}
+			return err != nil
+		})
+		return err
+	})
+	if got := database.Remedy(err, database.AnyTask); !strings.HasPrefix(got, "run it again") {
+		t.Errorf("%v; %s", err, got)
+	}
+}
 
 // Every error of reaching the server or of missing rights has a fitting remedy.
 func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
