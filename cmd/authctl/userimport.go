@@ -185,7 +185,7 @@ func (o *importOptions) checkPassword(cmd *cobra.Command, path string, opt auth.
 	if err != nil {
 		return err
 	}
-	return o.withApp(cmd, (*app).openAuthToLook, func(ctx context.Context, a *app) error {
+	return o.withSettings(cmd, settings{reads: true}, (*app).openAuthToLook, func(ctx context.Context, a *app) error {
 		if err := a.auth.CheckImport(ctx, in, opt, o.check, password); err != nil {
 			return fmt.Errorf("nothing was imported: %w", err)
 		}
@@ -223,7 +223,7 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 	if o.dryRun {
 		open = (*app).openAuthToLook
 	}
-	return o.withApp(cmd, open, func(ctx context.Context, a *app) error {
+	return o.withSettings(cmd, settings{reads: o.dryRun}, open, func(ctx context.Context, a *app) error {
 		start := time.Now()
 		reader := progressbar.NewReader(in, bar)
 		report, err := a.auth.Import(ctx, &reader, opt)
