@@ -329,11 +329,17 @@ func (k *Ring) noteSecret(ctx context.Context) {
 				"different ones they refuse each other's tokens"))
 		err = nil
 	}
-	var now time.Time
+	var now, last time.Time
 	if err == nil {
 		now, err = k.moment(ctx, k.db)
 	}
 	if err == nil {
+		_, last, err = notedSecret(ctx, k.db)
+	}
+	if err == nil {
+		if !now.After(last) { // the clock was ahead then
+			now = last.Add(time.Microsecond)
+		}
 		err = noteSecret(ctx, k.db, k.Active().KID(), now)
 	}
 	if err != nil && ctx.Err() == nil {
@@ -343,7 +349,7 @@ func (k *Ring) noteSecret(ctx context.Context) {
 
 // checkShared returns an [ErrOtherSecret] if the server that started last has a secret that none of these is.
 func (k *Ring) checkShared(ctx context.Context) error {
-	noted, err := notedSecret(ctx, k.db)
+	noted, _, err := notedSecret(ctx, k.db)
 	if err != nil || noted == "" {
 		return err
 	}

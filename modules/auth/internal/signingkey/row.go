@@ -56,14 +56,14 @@ func noteSecret(ctx context.Context, db *database.DB, kid string, now time.Time)
 	return err
 }
 
-// notedSecret is the name that was written last; empty if there is none.
-func notedSecret(ctx context.Context, db database.IDB) (kid string, err error) {
-	const last = "SELECT kid FROM signing_key WHERE algorithm = 'HS256' ORDER BY staged_at DESC LIMIT 1"
-	err = db.QueryRowContext(ctx, last).Scan(&kid)
+// notedSecret is the name that was written last, and when; empty if there is none.
+func notedSecret(ctx context.Context, db database.IDB) (kid string, at time.Time, err error) {
+	const last = "SELECT kid, staged_at FROM signing_key WHERE algorithm = 'HS256' ORDER BY staged_at DESC LIMIT 1"
+	err = db.QueryRowContext(ctx, last).Scan(&kid, &at)
 	if database.IsNotFound(err) {
-		return "", nil
+		return "", time.Time{}, nil
 	}
-	return kid, err
+	return kid, at, err
 }
 
 // forgetSecrets deletes what [noteSecret] has written.
