@@ -676,6 +676,76 @@ func TestTheSchemaComesBeforeTheServers(t *testing.T) {
 	}
 }
 
+// The page of a restore makes a Job of the Deployment of serve and of the one that migrates.
+func TestTheFenceIsServeWithTheRoleOfTheMigration(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("jq"); err != nil {
+		t.Skip("jq is not installed")
+	}
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := regexp.MustCompile(`(?s)\| jq '(.*?)'`).FindSubmatch(page)
+	if program == nil {
+		t.Fatal("the page has no program for jq")
+	}
+	for profile, secrets := range map[string][]string{
+		"small": {"authctl/auth.token.secret", "authctl/db.postgres.password"},
+		"standard": {"authctl/auth.token.secret", "authctl-redis/cache.redis.password",
+			"authctl-database-migrate/db.postgres.password"},
+		"large": {"authctl/auth.token.previous_secrets", "authctl/auth.token.secret", "authctl-serve/redis.url",
+			"authctl-migrate/database.url"},
+	} {
+		m := renderProfile(t, profile)
+		serve, migrate := get[apps.Deployment](t, m, "Deployment -serve"), get[batch.Job](t, m, "Job -migrate")
+		list, err := yaml.Marshal(map[string]any{"items": []any{serve, migrate}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list, err = yaml.YAMLToJSON(list); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "jq", string(program[1]))
+		cmd.Stdin = bytes.NewReader(list)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", profile, err)
+		}
+		var fence batch.Job
+		if err := yaml.UnmarshalStrict(out, &fence); err != nil {
+			t.Fatalf("%s: %v\n%s", profile, err, out)
+		}
+		pod := fence.Spec.Template
+		c := pod.Spec.Containers[0]
+		if !slices.Equal(c.Args, []string{"restore", "fence", "--yes"}) || c.StartupProbe != nil ||
+			c.ReadinessProbe != nil || c.LivenessProbe != nil || pod.Spec.RestartPolicy != core.RestartPolicyNever {
+			t.Errorf("%s: %+v", profile, pod.Spec)
+		}
+		var have []string
+		for _, v := range pod.Spec.Volumes {
+			if v.Projected != nil {
+				for _, s := range v.Projected.Sources {
+					have = append(have, s.Secret.Name+"/"+s.Secret.Items[0].Path)
+				}
+			}
+		}
+		if !slices.Equal(have, secrets) {
+			t.Errorf("%s: it has the secrets %q, want %q", profile, have, secrets)
+		}
+		// All others are those of serve.
+		env, owner := variables(c), variables(migrate.Spec.Template.Spec.Containers[0])
+		for name, value := range variables(serve.Spec.Template.Spec.Containers[0]) {
+			if strings.HasPrefix(name, "DB_") || strings.HasPrefix(name, "DATABASE_") {
+				value = owner[name]
+			}
+			if env[name] != value {
+				t.Errorf("%s: %s is %q, want %q", profile, name, env[name], value)
+			}
+		}
+	}
+}
+
 // answers is how many seconds a relay may wait for answers to what it has sent.
 const answers = 130
 
