@@ -203,6 +203,20 @@ func TestAFileThatIsOpenTwiceStaysLocked(t *testing.T) {
 	}
 }
 
+func TestALinkThatLeadsNowhereIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, to := range []string{"missing/authctl.db", "authctl.db"} {
+		path := filepath.Join(t.TempDir(), "authctl.db")
+		if err := os.Symlink(to, path); err != nil {
+			t.Fatal(err)
+		}
+		_, err := database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path)}, database.Options{})
+		if got := database.Remedy(err, database.AnyTask); !strings.HasPrefix(got, "correct the link") {
+			t.Errorf("%s: %v; %s", to, err, got)
+		}
+	}
+}
+
 // The other program would also get it when this one looks at the file, to check its settings or to learn who else has
 // it open.
 func TestAnOpenFileIsNotLookedAt(t *testing.T) {
