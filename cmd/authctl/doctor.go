@@ -275,6 +275,9 @@ func (d *doctor) dataFolder(context.Context) []finding {
 		return []finding{fine("%s, for its owner alone", dir)}
 	}
 	list := []finding{doubtful(dir+" can be entered by others", "chmod 700 "+dir)}
+	if !d.needsDataFolder() { // a volume of Kubernetes, which is root's
+		list = []finding{fine("%s, and nothing needs it", dir)}
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return append(list, failing(folderProblem("APP_DATA_DIR", dir, err)))
