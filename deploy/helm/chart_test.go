@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/itchyny/gojq"
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
@@ -679,9 +680,6 @@ func TestTheSchemaComesBeforeTheServers(t *testing.T) {
 // The page of a restore makes a Job of the Deployment of serve and of the one that migrates.
 func TestTheFenceIsServeWithTheRoleOfTheMigration(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("jq"); err != nil {
-		t.Skip("jq is not installed")
-	}
 	page, err := os.ReadFile("../../docs/kubernetes.md")
 	if err != nil {
 		t.Fatal(err)
@@ -689,6 +687,10 @@ func TestTheFenceIsServeWithTheRoleOfTheMigration(t *testing.T) {
 	program := regexp.MustCompile(`(?s)\| jq '(.*?)'`).FindSubmatch(page)
 	if program == nil {
 		t.Fatal("the page has no program for jq")
+	}
+	jq, err := gojq.Parse(string(program[1]))
+	if err != nil {
+		t.Fatal(err)
 	}
 	for profile, secrets := range map[string][]string{
 		"small": {"authctl/auth.token.secret", "authctl/db.postgres.password"},
@@ -703,14 +705,17 @@ func TestTheFenceIsServeWithTheRoleOfTheMigration(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if list, err = yaml.YAMLToJSON(list); err != nil {
+		var items any
+		if err := yaml.Unmarshal(list, &items); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(t.Context(), "jq", string(program[1]))
-		cmd.Stdin = bytes.NewReader(list)
-		out, err := cmd.Output()
-		if err != nil {
+		result, _ := jq.RunWithContext(t.Context(), items).Next()
+		if err, failed := result.(error); failed {
 			t.Fatalf("%s: %v", profile, err)
+		}
+		out, err := yaml.Marshal(result)
+		if err != nil {
+			t.Fatal(err)
 		}
 		var fence batch.Job
 		if err := yaml.UnmarshalStrict(out, &fence); err != nil {
