@@ -36,9 +36,9 @@ func (w *writer) schema(t reflect.Type) (*openapi3.SchemaRef, error) {
 	case isUUID(t):
 		return (&openapi3.Schema{Type: types("string"), Format: "uuid"}).NewRef(), nil
 	case t == oneOrManyType:
-		one := (&openapi3.Schema{Type: types("string")}).NewRef()
-		many := (&openapi3.Schema{Type: types("array"), Items: one}).NewRef()
-		return (&openapi3.Schema{OneOf: openapi3.SchemaRefs{one, many}}).NewRef(), nil
+		// Any value: of a string or an array, generators for Java and Kotlin make what does not compile or
+		// cannot be read.
+		return (&openapi3.Schema{}).NewRef(), nil
 	}
 	switch t.Kind() {
 	case reflect.Pointer:

@@ -660,8 +660,11 @@ export interface components {
         Introspection: {
             /** @example true */
             active: boolean;
-            /** @example authctl */
-            aud?: string | string[];
+            /**
+             * @description A string, or an array of strings if there are several.
+             * @example authctl
+             */
+            aud?: unknown;
             /**
              * Format: int64
              * @description Seconds since 1970: when the person last gave the password.

@@ -106,7 +106,7 @@ type Introspection struct {
 	Username  string               `json:"username,omitempty" example:"alice"`
 	ClientID  string               `json:"client_id,omitempty" example:"authctl"`
 	Issuer    string               `json:"iss,omitempty" example:"https://auth.example.com"`
-	Audience  httpserver.OneOrMany `json:"aud,omitempty" example:"authctl"`
+	Audience  httpserver.OneOrMany `json:"aud,omitempty" example:"authctl" doc:"A string, or an array of strings if there are several."`
 	ID        string               `json:"jti,omitempty" format:"uuid" example:"0199b7f2-6f40-7000-8000-000000000001" doc:"Only for an access token."`
 	SessionID string               `json:"sid,omitempty" format:"uuid" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c"`
 	IssuedAt  int64                `json:"iat,omitempty" example:"1767366245" doc:"Seconds since 1970."`
