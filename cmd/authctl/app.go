@@ -56,6 +56,7 @@ type app struct {
 	looking       bool                  // creates nothing: no folder, database, schema, secret or key
 	ownSecret     bool                  // the secret was created here, not configured
 	secretUnknown bool                  // the command goes without it
+	started       bool                  // serves, or relays
 	relayEnd      atomic.Pointer[error] // why the relay inside serve ended too early
 	closers       []func() error
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
@@ -37,7 +38,12 @@ func untilStopped(
 		return err
 	}
 	a.closers = append(a.closers, a.tracer.Close)
-	return run(a)
+	err = run(a)
+	if !a.started && ctx.Err() != nil && errors.Is(err, context.Canceled) && !database.IsUncertain(err) {
+		a.log.Info("stopped") // before it served: it did as it was told
+		return nil
+	}
+	return err
 }
 
 // The OpenAPI document, made from the table of routes. A test fails when it is out of date; this

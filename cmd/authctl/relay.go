@@ -92,6 +92,7 @@ func (a *app) relay(ctx context.Context, stderr io.Writer) error {
 }
 
 func (a *app) greetRelay(w io.Writer, operator string) {
+	a.started = true
 	a.log.Info("relaying", zap.String("to", a.describeEvents()), zap.String("operator_addr", operator),
 		zap.String("version", version()))
 	a.logRemarks()

@@ -230,6 +230,7 @@ func (s settings) servesTLS() bool { return s.HTTP.TLS.CertFile != "" }
 // greet says, in dev mode, what runs where and what to try.
 func (a *app) greet(w io.Writer, addr net.Addr, operator string) {
 	port := addr.(*net.TCPAddr).Port
+	a.started = true
 	a.log.Info("serving", zap.Int("port", port), zap.String("operator_addr", operator),
 		zap.String("version", version()), zap.String("secret_fingerprint", a.Auth.Token.Secret.Fingerprint()))
 	a.logRemarks()

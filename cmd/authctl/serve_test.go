@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
@@ -122,4 +125,40 @@ func holdConnections(t *testing.T, a api) (wait func()) {
 	wait = func() { stop(); all.Wait() }
 	t.Cleanup(wait)
 	return wait
+}
+
+// A service manager that stops what is still starting has nothing to report.
+func TestWhoIsStoppedWhileStartingHasNotFailed(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	program, err := exec.LookPath("authctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]int{"serve": 0, "relay": 0, "user list": 1} {
+		var said bytes.Buffer
+		cmd := exec.CommandContext(t.Context(), program, strings.Fields(args)...)
+		cmd.Dir, cmd.Stderr = t.TempDir(), &said
+		cmd.Env = append(os.Environ(), "DATABASE_URL=postgres://u@"+silent.Addr().String()+"/d?sslmode=disable",
+			"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD", "APP_PORT=0", "APP_OPERATOR_ADDR=off")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := silent.Accept() // it waits for an answer from now on
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		conn.Close()
+		if got := cmd.ProcessState.ExitCode(); got != want {
+			t.Errorf("%s ends with %d, want %d: %s", args, got, want, &said)
+		}
+	}
 }
