@@ -297,10 +297,10 @@ func (a *app) warnLocalEvents() {
 	}
 }
 
-// databaseCheck checks that the database takes writes. On SQLite that is a small commit, whose
-// result holds longer, since a commit waits for the disk.
+// databaseCheck checks that the database takes writes. Both write something for that, and on SQLite it is a commit,
+// which waits for the disk.
 func (a *app) databaseCheck() telemetry.Check {
-	check := telemetry.Check{Name: "database", Critical: true, Probe: a.db.TryWrite}
+	check := telemetry.Check{Name: "database", Critical: true, Holds: time.Second, Probe: a.db.TryWrite}
 	if !a.db.IsPostgres() {
 		check.Holds = 3 * time.Second
 	}

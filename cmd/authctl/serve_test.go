@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -38,6 +39,16 @@ func TestTheMetadataNamesThePortThatIsServed(t *testing.T) {
 			t.Errorf("%+v: %s", test, got)
 		}
 	}
+}
+
+// Anybody may ask /readyz, as often as he likes.
+func TestReadinessWritesAtMostOnceASecond(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if check := (&app{db: db}).databaseCheck(); check.Holds < time.Second {
+			t.Errorf("it writes again after %s", check.Holds)
+		}
+	})
 }
 
 // When the last part of serve cannot start, the parts that run must end before the database that
