@@ -19,9 +19,9 @@ var errReadOnly = errors.New("it is read-only: a standby, or default_transaction
 var errNoStandby = errors.New("commits wait for a synchronous standby: too few of synchronous_standby_names " +
 	"follow or answer")
 
-// tryPostgres writes a temporary file of 70 kB where the tables are. PostgreSQL goes on when a disk is full, as long as
-// its log has room: then it reads, changes rows in pages that it has, and fails whenever a table has to grow.
-const tryPostgres = `SELECT current_setting('transaction_read_only');
+// tryStatements write a temporary file of 70 kB where the tables are. PostgreSQL goes on when a disk is full, as long
+// as its log has room: then it reads, changes rows in pages that it has, and fails whenever a table has to grow.
+const tryStatements = `SELECT current_setting('transaction_read_only');
 	SET LOCAL work_mem = '64kB'; SET LOCAL temp_tablespaces = ''; SELECT count(*) FROM generate_series(1, 5000)`
 
 // seemsToWait reports whether commits seem to wait for a synchronous standby: one of this role has waited for a
@@ -40,19 +40,7 @@ const seemsToWait = `WITH named AS (SELECT current_setting('synchronous_standby_
 // standby; SQLite writes a page. That another process is writing is proof enough for SQLite.
 func (db *DB) TryWrite(ctx context.Context) error {
 	if db.IsPostgres() {
-		return db.Postgres(ctx, func(conn *pgx.Conn) error {
-			results, err := conn.PgConn().Exec(ctx, tryPostgres).ReadAll()
-			if len(results) > 0 && len(results[0].Rows) > 0 && string(results[0].Rows[0][0]) == "on" {
-				return errReadOnly
-			}
-			if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "53400" { // temp_file_limit
-				err = nil
-			}
-			if err == nil {
-				err = db.tryCommit(ctx, conn)
-			}
-			return err
-		})
+		return db.tryPostgres(ctx)
 	}
 	if err := db.PingContext(ctx); err != nil {
 		return err
@@ -72,26 +60,53 @@ func (db *DB) TryWrite(ctx context.Context) error {
 	return nil
 }
 
-// tryCommit commits something if commits seem to wait for a standby. What it waits for is remembered, for the errors of
-// other commits.
-func (db *DB) tryCommit(ctx context.Context, conn *pgx.Conn) error {
-	results, err := conn.PgConn().Exec(ctx, seemsToWait).ReadAll()
-	if err != nil {
+func (db *DB) tryPostgres(ctx context.Context) error {
+	trying, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	timer := time.AfterFunc(busy, func() {
+		if db.noneFollows(trying) {
+			end(errNoStandby)
+		}
+	})
+	defer timer.Stop()
+	err := db.Postgres(trying, func(conn *pgx.Conn) error {
+		results, err := conn.PgConn().Exec(trying, tryStatements).ReadAll()
+		if len(results) > 0 && len(results[0].Rows) > 0 && string(results[0].Rows[0][0]) == "on" {
+			return errReadOnly
+		}
+		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "53400" { // temp_file_limit
+			err = nil
+		}
+		if err != nil || !commitsWait(trying, conn) {
+			return err
+		}
+		_, err = conn.PgConn().Exec(trying, "SELECT pg_logical_emit_message(true, 'authctl', '')").ReadAll()
 		return err
-	}
-	waits := false
-	if rows := results[0].Rows; len(rows) > 0 && string(rows[0][0]) == "t" {
-		bounded, cancel := context.WithTimeout(ctx, busy)
-		defer cancel()
-		_, err = conn.PgConn().Exec(bounded, "SELECT pg_logical_emit_message(true, 'authctl', '')").ReadAll()
-		waits = err != nil && bounded.Err() != nil && ctx.Err() == nil
-	}
-	db.noStandby.Store(waits)
-	if waits {
+	})
+	// It is remembered for the errors of other commits.
+	missing := err != nil && errors.Is(context.Cause(trying), errNoStandby)
+	db.noStandby.Store(missing)
+	if missing {
 		return errNoStandby
 	}
 	return err
 }
 
-// busy is how long TryWrite waits for its turn to write, or for a standby.
+// noneFollows asks by a connection of its own whether commits seem to wait: those that do may have all of the pool.
+func (db *DB) noneFollows(ctx context.Context) bool {
+	conn, err := pgx.ConnectConfig(ctx, db.connect.Copy())
+	if err != nil {
+		return false
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return commitsWait(ctx, conn)
+}
+
+// commitsWait is what seemsToWait says.
+func commitsWait(ctx context.Context, conn *pgx.Conn) bool {
+	results, err := conn.PgConn().Exec(ctx, seemsToWait).ReadAll()
+	return err == nil && len(results[0].Rows) > 0 && string(results[0].Rows[0][0]) == "t"
+}
+
+// busy is how long TryWrite waits for its turn to write, and before it looks whether commits wait for a standby.
 const busy = 500 * time.Millisecond

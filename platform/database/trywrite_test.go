@@ -124,6 +124,23 @@ func TestTryWriteFindsCommitsThatWaitForAStandby(t *testing.T) {
 	if !database.IsUncertain(err) || !database.IsUnavailable(err) || !strings.Contains(err.Error(), "standby") {
 		t.Errorf("a commit meanwhile: %v", err)
 	}
+	// Commits that wait have all connections, and hold them for longer than the probe may take.
+	few := dbtest.OpenLimited(t, plain, 1)
+	held, leave := context.WithCancel(t.Context())
+	taken := make(chan error, 1)
+	go func() { _, err := few.ExecContext(held, "INSERT INTO thing VALUES (1)"); taken <- err }()
+	testenv.Eventually(t, "the only connection is taken", func() bool {
+		var n int
+		err := admin.QueryRowContext(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").Scan(&n)
+		return err == nil && n > 0
+	})
+	probing, done := context.WithTimeout(t.Context(), 30*time.Second)
+	if err := few.TryWrite(probing); err == nil || !strings.Contains(err.Error(), "standby") {
+		t.Errorf("without a connection: %v", err)
+	}
+	done()
+	leave()
+	<-taken
 	if err := dbtest.Open(t, plain+"&synchronous_commit=local").TryWrite(t.Context()); err != nil {
 		t.Errorf("of a role that does not wait: %v", err)
 	}
