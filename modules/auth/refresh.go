@@ -86,7 +86,11 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 	}
 	switch got.Outcome {
 	case session.Gone:
-		if st.endedWithAll(sid) {
+		// It may have ended after it was looked up, and its record was then removed.
+		switch st, err := s.states.of(ctx, userID, sid); {
+		case err != nil && !errors.Is(err, ErrUserNotFound):
+			return Tokens{}, err
+		case err != nil || st.endedWithAll(sid) || errors.Is(s.mayRefresh(st, sid), ErrSessionRevoked):
 			return Tokens{}, ErrSessionRevoked
 		}
 		return Tokens{}, ErrSessionExpired

@@ -367,6 +367,40 @@ func (h heldStore) Rotate(ctx context.Context, r session.Rotation) (session.Rota
 	return got, err
 }
 
+// beforeRotation does something between the check of a session and the rotation of its token.
+type beforeRotation struct {
+	session.Store
+	do func()
+}
+
+func (b beforeRotation) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
+	b.do()
+	return b.Store.Rotate(ctx, r)
+}
+
+// Who signs out during a refresh has ended the session. It has not expired.
+func TestASessionThatEndsDuringARefreshIsRevoked(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		for name, end := range map[string]func(Caller) error{
+			"signed out":      func(who Caller) error { return env.EndSession(t.Context(), who, who.SessionID) },
+			"ended with all":  func(who Caller) error { return env.EndSessions(t.Context(), who, false) },
+			"account deleted": func(who Caller) error { return env.DeleteUser(t.Context(), who.User.ID) },
+		} {
+			_, tokens := env.newUser(t)
+			who, racing := env.caller(t, tokens), env.another(t)
+			racing.sessions = beforeRotation{racing.sessions, func() {
+				if err := end(who); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}}
+			if _, err := racing.Refresh(t.Context(), tokens.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}
+
 // The session ends while a refresh of it is between the check of the session and its access token. Whatever
 // becomes of the signing keys meanwhile, and however long it takes, the fact outlives the token.
 func TestAFactOutlivesATokenThatIsBeingIssued(t *testing.T) {
