@@ -31,6 +31,9 @@ var files embed.FS
 // ErrBehind is returned by [Check] when migrations are waiting.
 var ErrBehind = errors.New("the database schema is behind")
 
+// ErrForeign is returned by [Check], together with [ErrBehind], when no migration has run and there are tables.
+var ErrForeign = errors.New("it may be another program's database")
+
 // ErrNewer is returned by [Down] and [Preview] when a newer release has migrated the database.
 var ErrNewer = errors.New("a newer release has migrated the database")
 
@@ -92,7 +95,7 @@ func newer(ctx context.Context, m *migrate.Migrator) ([]State, error) {
 }
 
 // Check returns nil when the schema is what this binary expects, else an error that wraps
-// [ErrBehind] and says how many migrations are waiting, or [ErrTriggersOff].
+// [ErrBehind] and says how many migrations are waiting, perhaps [ErrForeign] as well, or [ErrTriggersOff].
 func Check(ctx context.Context, db *database.DB) error {
 	list, err := Status(ctx, db)
 	if err != nil {
@@ -105,11 +108,11 @@ func Check(ctx context.Context, db *database.DB) error {
 		}
 	}
 	if waiting > 0 {
-		strange := ""
+		behind := fmt.Errorf("%w by %d of %d migrations", ErrBehind, waiting, len(list))
 		if n, err := foreignTables(ctx, db); waiting == len(list) && err == nil && n > 0 {
-			strange = fmt.Sprintf("; none has run, and it has tables (%d), so it may be another program's database", n)
+			return fmt.Errorf("%w; none has run, and it has tables (%d), so %w", behind, n, ErrForeign)
 		}
-		return fmt.Errorf("%w by %d of %d migrations%s", ErrBehind, waiting, len(list), strange)
+		return behind
 	}
 	return checkTriggers(ctx, db)
 }

@@ -498,6 +498,9 @@ func (d *doctor) schema(ctx context.Context) []finding {
 		return []finding{skipped("the database is not open")}
 	}
 	switch err := migrations.Check(ctx, d.db); {
+	case errors.Is(err, migrations.ErrForeign):
+		return []finding{failing(err.Error(), "if it is, name another database with DATABASE_URL; otherwise run: "+
+			"authctl migrate up")}
 	case errors.Is(err, migrations.ErrBehind) && !d.db.IsPostgres():
 		return []finding{fine("%s; the next start runs them", err)}
 	case errors.Is(err, migrations.ErrBehind):

@@ -134,7 +134,7 @@ func Remedy(err error, task Task) string {
 		return "wait for the fail-over, or promote a standby: none of these servers takes writes"
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
 		return Remedy(&pgconn.PgError{Code: "25006"}, task)
-	case errors.As(err, &lite) && task == OwnTables && !opening && lite.Code() == sqlite3.SQLITE_ERROR:
+	case errors.As(err, &lite) && !opening && lite.Code() == sqlite3.SQLITE_ERROR: // embedded, each command migrates
 		return notOurs
 	case errors.As(err, &lite):
 		return remedySQLite(lite.Code())
