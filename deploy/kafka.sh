@@ -76,7 +76,7 @@ kafka() { # HEAP CLASS [ARG]...; becomes the process
   read -ra options <<<"${KAFKA_JVM_OPTIONS:-}"
   shift
   alone "$java" "-Xms$heap" "-Xmx$heap" -XX:+UseG1GC -XX:MaxGCPauseMillis=20 \
-    -XX:-UsePerfData -Djava.awt.headless=true -Dlog4j2.level="${KAFKA_LOG_LEVEL:-INFO}" \
+    -XX:-UsePerfData -Djava.awt.headless=true "-Djava.io.tmpdir=$dir" -Dlog4j2.level="${KAFKA_LOG_LEVEL:-INFO}" \
     ${options[@]+"${options[@]}"} -cp "$jars/*" "$@"
 }
 
