@@ -59,34 +59,26 @@ const argon2idPrefix = "$argon2id$v=19$"
 
 func parseArgon2(scheme Scheme) parser {
 	return func(prefix, rest string) (hash, error) {
-		parts, err := split(rest, 3)
-		if err != nil {
-			return hash{}, err
-		}
+		var r reader
+		parts := r.split(rest, 3)
 		// Not everybody keeps to the order: node-argon2 writes m, p, t.
 		order := names(parts[0])
 		if !slices.Equal(slices.Sorted(slices.Values(order)), []string{"m", "p", "t"}) {
-			return hash{}, errors.New("argon2 is accepted with the parameters m, t and p only")
+			r.refuse(errors.New("argon2 is accepted with the parameters m, t and p only"))
+			return hash{}, r.err
 		}
-		n, err := numbers(parts[0], order...)
-		if err != nil {
-			return hash{}, err
-		}
+		n := r.numbers(parts[0], order...)
 		memory, time, threads := n[slices.Index(order, "m")], n[slices.Index(order, "t")], n[slices.Index(order, "p")]
 		switch {
 		case time < 1, threads < 1, memory < 8*threads:
-			return hash{}, errors.New("argon2 parameters are lower than its specification allows")
+			r.refuse(errors.New("argon2 parameters are lower than its specification allows"))
 		case threads > maxArgon2Threads, memory > maxArgon2Memory, memory*time > maxArgon2Work:
-			return hash{}, fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB "+
-				"times passes", maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10)
+			r.refuse(fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB "+
+				"times passes", maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10))
 		}
-		h, err := argon2Hash(scheme, prefix, memory, time, threads, order).decodePair(base64.RawStdEncoding, parts[1],
-			parts[2])
-		if err != nil {
-			return hash{}, err
-		}
+		h := r.pair(argon2Hash(scheme, prefix, memory, time, threads, order), base64.RawStdEncoding, parts[1], parts[2])
 		if len(h.salt) < 8 {
-			return hash{}, errors.New("argon2 salt is shorter than 8 bytes")
+			r.refuse(errors.New("argon2 salt is shorter than 8 bytes"))
 		}
 		if prefix == argon2idPrefix {
 			size := len(h.digest)
@@ -94,6 +86,6 @@ func parseArgon2(scheme Scheme) parser {
 				return c.Algorithm == string(Argon2id) && memory >= c.Argon2Memory<<10 && size >= argon2Digest
 			}
 		}
-		return h, nil
+		return h, r.err
 	}
 }

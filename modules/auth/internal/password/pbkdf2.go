@@ -15,12 +15,12 @@ func passlibEncoding() *base64.Encoding {
 		base64.NoPadding)
 }
 
-// withPBKDF2 gives the hash, whose digest is known, its function, or says why its cost is
+// pbkdf2 gives the hash, whose digest is known, its function, or says why its cost is
 // not accepted.
 //
 // PBKDF2 computes each block of a digest separately, with all the iterations. An attacker computes only
 // one to check a guess, and so do we: a password is compared with the first block.
-func (h hash) withPBKDF2(iterations int) (hash, error) {
+func (r *reader) pbkdf2(h hash, iterations int) (hash, error) {
 	sum := sumOf(h.scheme)
 	h.derive = func(password, salt []byte, size int) []byte {
 		key, err := pbkdf2.Key(sum, string(password), salt, iterations, size)
@@ -31,22 +31,20 @@ func (h hash) withPBKDF2(iterations int) (hash, error) {
 	}
 	switch {
 	case iterations < 1:
-		return hash{}, errors.New("pbkdf2 iterations are lower than its specification allows")
+		r.refuse(errors.New("pbkdf2 iterations are lower than its specification allows"))
 	case iterations > maxPBKDF2Work:
-		return hash{}, fmt.Errorf("pbkdf2 iterations cost more than is accepted: %d", maxPBKDF2Work)
+		r.refuse(fmt.Errorf("pbkdf2 iterations cost more than is accepted: %d", maxPBKDF2Work))
 	}
 	h.compared = min(sum().Size(), len(h.digest))
-	return h, nil
+	return h, r.err
 }
 
 // parsePBKDF2 reads i=ITERATIONS,l=BYTES$SALT$DIGEST in base64, with or without the length, or
 // passlib's ITERATIONS$SALT$DIGEST in its own.
 func parsePBKDF2(scheme Scheme) parser {
 	return func(prefix, rest string) (hash, error) {
-		parts, err := split(rest, 3)
-		if err != nil {
-			return hash{}, err
-		}
+		var r reader
+		parts := r.split(rest, 3)
 		phc := strings.HasPrefix(parts[0], "i=")
 		withLength := strings.Contains(parts[0], ",l=")
 		enc, names := passlibEncoding(), []string{"i"}
@@ -58,11 +56,7 @@ func parsePBKDF2(scheme Scheme) parser {
 		if withLength {
 			names = append(names, "l")
 		}
-		n, err := numbers(parts[0], names...)
-		if err != nil {
-			return hash{}, err
-		}
-		iterations := n[0]
+		iterations := r.numbers(parts[0], names...)[0]
 		h := hash{scheme: scheme, encode: func(salt, digest []byte) string {
 			params := strconv.Itoa(iterations)
 			if phc {
@@ -73,30 +67,20 @@ func parsePBKDF2(scheme Scheme) parser {
 			}
 			return prefix + params + "$" + enc.EncodeToString(salt) + "$" + enc.EncodeToString(digest)
 		}}
-		if h, err = h.decodePair(enc, parts[1], parts[2]); err != nil {
-			return hash{}, err
-		}
-		return h.withPBKDF2(iterations)
+		return r.pbkdf2(r.pair(h, enc, parts[1], parts[2]), iterations)
 	}
 }
 
 // parseDjangoPBKDF2 reads ITERATIONS$SALT$DIGEST; the salt is used as it is written.
 func parseDjangoPBKDF2(scheme Scheme) parser {
 	return func(prefix, rest string) (hash, error) {
-		parts, err := split(rest, 3)
-		if err != nil {
-			return hash{}, err
-		}
-		iterations, err := number(parts[0])
-		if err != nil {
-			return hash{}, err
-		}
+		var r reader
+		parts := r.split(rest, 3)
+		iterations := r.number(parts[0])
 		h := hash{scheme: scheme, salt: []byte(parts[1]), encode: func(salt, digest []byte) string {
 			return fmt.Sprintf("%s%d$%s$%s", prefix, iterations, salt, base64.StdEncoding.EncodeToString(digest))
 		}}
-		if h.digest, err = decode(base64.StdEncoding, parts[2]); err != nil {
-			return hash{}, err
-		}
-		return h.withPBKDF2(iterations)
+		h.digest = r.base64(base64.StdEncoding, parts[2])
+		return r.pbkdf2(h, iterations)
 	}
 }
