@@ -59,12 +59,11 @@ func Document(info Info, routes []httpserver.Route) ([]byte, error) {
 		if !r.Documented() {
 			continue
 		}
-		op, err := w.operation(r)
-		if err != nil {
-			return nil, fmt.Errorf("%s %s: %w", r.Method, r.Path, err)
-		}
 		used[r.Group] = true
-		doc.AddOperation(r.Path, r.Method, op)
+		doc.AddOperation(r.Path, r.Method, w.operation(r))
+		if w.err != nil {
+			return nil, fmt.Errorf("%s %s: %w", r.Method, r.Path, w.err)
+		}
 	}
 	for _, group := range info.Groups {
 		doc.Tags = append(doc.Tags, &openapi3.Tag{Name: group[0], Description: group[1]})
@@ -94,18 +93,25 @@ func Document(info Info, routes []httpserver.Route) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// writer collects what several operations share.
+// writer collects what several operations share, and keeps the first error.
 type writer struct {
+	err        error
 	components openapi3.Components
 	named      map[string]reflect.Type // of the schemas among the components
 	statuses   map[string]int          // of the responses among the components
 }
 
-func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
+func (w *writer) fail(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+func (w *writer) operation(r httpserver.Route) *openapi3.Operation {
 	for what, text := range map[string]string{"ID": r.ID, "Group": r.Group, "Summary": r.Summary,
 		"Success": r.Success} {
 		if text == "" {
-			return nil, fmt.Errorf("has no %s", what)
+			w.fail(fmt.Errorf("has no %s", what))
 		}
 	}
 	op := &openapi3.Operation{
@@ -117,13 +123,10 @@ func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
 	if r.Instead != "" {
 		op.Description += " If a proxy drops the body of a DELETE, " + r.Instead + " does the same."
 	}
-	if err := w.request(op, r); err != nil {
-		return nil, err
-	}
-	if err := w.success(op, r); err != nil {
-		return nil, err
-	}
-	return op, w.refusals(op, r)
+	w.request(op, r)
+	w.success(op, r)
+	w.refusals(op, r)
+	return op
 }
 
 // security says who may call: nobody is asked for anything, or for the route's scheme, or may
@@ -151,8 +154,7 @@ func securityScheme(s *httpserver.Scheme) *openapi3.SecurityScheme {
 	return &openapi3.SecurityScheme{Type: "http", Scheme: s.HTTP, BearerFormat: s.Format, Description: s.Description}
 }
 
-// request describes parameters and body, as the input's tags name them.
-func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
+func (w *writer) request(op *openapi3.Operation, r httpserver.Route) {
 	form := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{}}
 	formExample := map[string]any{}
 	for _, field := range reflect.VisibleFields(r.Do.In()) {
@@ -164,45 +166,30 @@ func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
 			if !ok || name == "Authorization" || name == "Accept" { // the security scheme's, and the media types'
 				continue
 			}
-			schema, err := w.field(field)
-			if err != nil {
-				return err
-			}
+			schema := w.field(field)
 			p := &openapi3.Parameter{Name: name, In: in, Required: in == "path", Schema: schema,
 				Description: schema.Value.Description}
 			schema.Value.Description = ""
 			op.Parameters = append(op.Parameters, &openapi3.ParameterRef{Value: p})
 		}
 		if name, ok := field.Tag.Lookup("form"); ok {
-			schema, err := w.field(field)
-			if err != nil {
-				return err
-			}
-			form.Properties[name] = schema
+			form.Properties[name] = w.field(field)
 			if field.Tag.Get("required") == "true" {
 				form.Required = append(form.Required, name)
 				formExample[name] = field.Tag.Get("example")
 			}
 		}
 		if field.Name == "Body" {
-			schema, err := w.schema(field.Type)
-			if err != nil {
-				return err
-			}
-			closed := false
+			schema, closed := w.schema(field.Type), false
 			body := w.components.Schemas[nameOf(field.Type)].Value
 			body.AdditionalProperties = openapi3.AdditionalProperties{Has: &closed}
-			value, err := example(field.Type)
-			if err != nil {
-				return err
-			}
-			op.RequestBody = requestBody(field.Tag.Get("body") != "optional", "application/json", schema, value)
+			op.RequestBody = requestBody(field.Tag.Get("body") != "optional", "application/json", schema,
+				w.example(field.Type))
 		}
 	}
 	if len(form.Properties) > 0 {
 		op.RequestBody = requestBody(true, "application/x-www-form-urlencoded", form.NewRef(), formExample)
 	}
-	return nil
 }
 
 func requestBody(required bool, media string, schema *openapi3.SchemaRef, example any) *openapi3.RequestBodyRef {
@@ -210,12 +197,8 @@ func requestBody(required bool, media string, schema *openapi3.SchemaRef, exampl
 	return &openapi3.RequestBodyRef{Value: &openapi3.RequestBody{Required: required, Content: content}}
 }
 
-// success describes what the function returns.
-func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
-	answer, err := w.returned(r, r.Success, r.Do.Body())
-	if err != nil {
-		return err
-	}
+func (w *writer) success(op *openapi3.Operation, r httpserver.Route) {
+	answer := w.returned(r, r.Success, r.Do.Body())
 	if answer.Content != nil && r.Do.Streams() {
 		answer.Content["text/event-stream"] = &openapi3.MediaType{Schema: (&openapi3.Schema{
 			Type: types("string"), Description: "Server-sent events, with the JSON of one answer each.",
@@ -227,10 +210,7 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 		}
 		for _, field := range reflect.VisibleFields(out) {
 			if name, ok := field.Tag.Lookup("header"); ok {
-				schema, err := w.field(field)
-				if err != nil {
-					return err
-				}
+				schema := w.field(field)
 				answer.Headers[name] = header(schema.Value.Description, schema.Value,
 					field.Tag.Get("required") == "true")
 				schema.Value.Description = ""
@@ -243,36 +223,26 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 		}
 		for _, field := range reflect.VisibleFields(out) {
 			if status := field.Tag.Get("status"); status != "" && field.Type.Kind() == reflect.Pointer {
-				other, err := w.returned(r, field.Tag.Get("doc"), field.Type.Elem())
-				if err != nil {
-					return err
-				}
+				other := w.returned(r, field.Tag.Get("doc"), field.Type.Elem())
 				op.Responses.Set(status, &openapi3.ResponseRef{Value: other})
 			}
 		}
 	}
 	op.Responses.Set(strconv.Itoa(r.SuccessStatus()), &openapi3.ResponseRef{Value: answer})
-	return nil
 }
 
 // returned is a success with the JSON of a type; nil: without a body.
-func (w *writer) returned(r httpserver.Route, description string, t reflect.Type) (*openapi3.Response, error) {
+func (w *writer) returned(r httpserver.Route, description string, t reflect.Type) *openapi3.Response {
 	answer := w.answer(description)
 	if r.Cache != "" {
 		answer.Headers["Cache-Control"] = constant("How long the answer may be cached.", r.Cache)
 	}
-	if t == nil {
-		return answer, nil
+	if t != nil {
+		answer.Content = openapi3.Content{
+			"application/json": &openapi3.MediaType{Schema: w.schema(t), Examples: named("example", w.example(t))},
+		}
 	}
-	schema, err := w.schema(t)
-	if err != nil {
-		return nil, err
-	}
-	value, err := example(t)
-	answer.Content = openapi3.Content{
-		"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)},
-	}
-	return answer, err
+	return answer
 }
 
 // cookiesOf describes the cookies of an output, or those that a refusal of this status takes
@@ -299,21 +269,15 @@ func cookiesOf(out reflect.Type, refused string) *openapi3.HeaderRef {
 }
 
 // refusals describes what the function may refuse, and what anything may be refused for.
-func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
-	switch {
-	case r.Gateway:
-		if err := w.oauthRefusals(op, r); err != nil { // before the request is understood
-			return err
+func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) {
+	if r.Gateway || r.OAuth {
+		w.oauthRefusals(op, r) // before the request is understood
+		if r.Gateway {
+			w.gatewayRefusals(op, r)
 		}
-		w.gatewayRefusals(op, r)
-		return nil
-	case r.OAuth:
-		return w.oauthRefusals(op, r)
+		return
 	}
-	problem, err := w.schema(reflect.TypeFor[httpserver.Problem]())
-	if err != nil {
-		return err
-	}
+	problem := w.schema(reflect.TypeFor[httpserver.Problem]())
 	byStatus := map[int][]*fault.Fault{}
 	for _, f := range slices.Concat(r.Do.IdentityFaults(), r.Faults, Inherent(r)) {
 		status := httpserver.Status(f)
@@ -344,7 +308,6 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 		}
 		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Value: refusal})
 	}
-	return nil
 }
 
 // problemName makes a name out of the codes of a status. More than two, unless they are all of the identity and so of
@@ -384,7 +347,6 @@ func componentName(codes []string) string {
 	return name.String()
 }
 
-// problems is the response for faults of one status, with an example of each.
 func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.SchemaRef,
 	faults []*fault.Fault) *openapi3.Response {
 	var codes []any
@@ -427,11 +389,8 @@ func summarized(summary string, example any) *openapi3.ExampleRef {
 	return &openapi3.ExampleRef{Value: &openapi3.Example{Summary: summary, Value: plain(example)}}
 }
 
-func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error {
-	schema, err := w.schema(reflect.TypeFor[httpserver.OAuthProblem]())
-	if err != nil {
-		return err
-	}
+func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) {
+	schema := w.schema(reflect.TypeFor[httpserver.OAuthProblem]())
 	byStatus := map[int][]httpserver.OAuthError{}
 	for _, e := range InherentOAuth(r) {
 		if !slices.ContainsFunc(byStatus[e.Status],
@@ -469,7 +428,6 @@ func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error
 		}
 		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Ref: "#/components/responses/" + name})
 	}
-	return nil
 }
 
 // gatewayRefusals have only a status and headers.
@@ -519,7 +477,6 @@ func InherentOAuth(r httpserver.Route) []httpserver.OAuthError {
 	return list
 }
 
-// problemExample is the answer of the route for a fault.
 func problemExample(r httpserver.Route, f *fault.Fault) httpserver.Problem {
 	path := r.Path
 	for _, field := range reflect.VisibleFields(r.Do.In()) {
@@ -555,7 +512,6 @@ func faultyField(r httpserver.Route, f *fault.Fault) *fault.Fault {
 	return f
 }
 
-// answer is a response with the headers that all responses have.
 func (w *writer) answer(description string) *openapi3.Response {
 	headers := openapi3.Headers{}
 	for name := range w.components.Headers {
@@ -601,7 +557,6 @@ func header(description string, schema *openapi3.Schema, required bool) *openapi
 	return &openapi3.HeaderRef{Value: &openapi3.Header{Parameter: p}}
 }
 
-// constant is a header that always has this value.
 func constant(description, value string) *openapi3.HeaderRef {
 	return header(description, &openapi3.Schema{Type: types("string"), Const: value}, true)
 }

@@ -26,43 +26,40 @@ func isUUID(t reflect.Type) bool {
 }
 
 // schema returns a type's schema; structs are among the components.
-func (w *writer) schema(t reflect.Type) (*openapi3.SchemaRef, error) {
+func (w *writer) schema(t reflect.Type) *openapi3.SchemaRef {
 	if encodes, ok := httpserver.Encodes(t); ok {
 		return w.schema(encodes)
 	}
 	switch {
 	case t == timeType:
-		return (&openapi3.Schema{Type: types("string"), Format: "date-time"}).NewRef(), nil
+		return (&openapi3.Schema{Type: types("string"), Format: "date-time"}).NewRef()
 	case isUUID(t):
-		return (&openapi3.Schema{Type: types("string"), Format: "uuid"}).NewRef(), nil
+		return (&openapi3.Schema{Type: types("string"), Format: "uuid"}).NewRef()
 	case t == oneOrManyType:
 		// Any value: of a string or an array, generators for Java and Kotlin make what does not compile or
 		// cannot be read.
-		return (&openapi3.Schema{}).NewRef(), nil
+		return (&openapi3.Schema{}).NewRef()
 	}
 	switch t.Kind() {
 	case reflect.Pointer:
 		return w.schema(t.Elem())
 	case reflect.String:
-		return (&openapi3.Schema{Type: types("string")}).NewRef(), nil
+		return (&openapi3.Schema{Type: types("string")}).NewRef()
 	case reflect.Bool:
-		return (&openapi3.Schema{Type: types("boolean")}).NewRef(), nil
+		return (&openapi3.Schema{Type: types("boolean")}).NewRef()
 	case reflect.Int, reflect.Int32, reflect.Int64:
-		return (&openapi3.Schema{Type: types("integer"), Format: "int64"}).NewRef(), nil
+		return (&openapi3.Schema{Type: types("integer"), Format: "int64"}).NewRef()
 	case reflect.Slice:
-		items, err := w.schema(t.Elem())
-		if err != nil {
-			return nil, err
-		}
-		return (&openapi3.Schema{Type: types("array"), Items: items}).NewRef(), nil
+		return (&openapi3.Schema{Type: types("array"), Items: w.schema(t.Elem())}).NewRef()
 	case reflect.Map: // any object
 		anything := true
 		return (&openapi3.Schema{Type: types("object"),
-			AdditionalProperties: openapi3.AdditionalProperties{Has: &anything}}).NewRef(), nil
+			AdditionalProperties: openapi3.AdditionalProperties{Has: &anything}}).NewRef()
 	case reflect.Struct:
 		return w.component(t)
 	}
-	return nil, fmt.Errorf("%s has no schema", t)
+	w.fail(fmt.Errorf("%s has no schema", t))
+	return (&openapi3.Schema{}).NewRef()
 }
 
 func nameOf(t reflect.Type) string {
@@ -72,11 +69,10 @@ func nameOf(t reflect.Type) string {
 	return t.Name()
 }
 
-// component puts a struct among the components and returns a reference to it.
-func (w *writer) component(t reflect.Type) (*openapi3.SchemaRef, error) {
+func (w *writer) component(t reflect.Type) *openapi3.SchemaRef {
 	name := nameOf(t)
 	if other, taken := w.named[name]; taken && other != t {
-		return nil, fmt.Errorf("%s and %s have one name", t, other)
+		w.fail(fmt.Errorf("%s and %s have one name", t, other))
 	} else if !taken {
 		w.named[name] = t
 		object := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{}}
@@ -85,27 +81,22 @@ func (w *writer) component(t reflect.Type) (*openapi3.SchemaRef, error) {
 			field := t.Field(i)
 			member, options, _ := strings.Cut(field.Tag.Get("json"), ",")
 			if member == "" || member == "-" {
-				return nil, fmt.Errorf("%s.%s has no name in JSON", t, field.Name)
+				w.fail(fmt.Errorf("%s.%s has no name in JSON", t, field.Name))
 			}
-			schema, err := w.field(field)
-			if err != nil {
-				return nil, fmt.Errorf("%s.%s: %w", t, field.Name, err)
-			}
-			object.Properties[member] = schema
+			object.Properties[member] = w.field(field)
 			if list := strings.Split(options, ","); !slices.Contains(list, "omitempty") &&
 				!slices.Contains(list, "omitzero") {
 				object.Required = append(object.Required, member)
 			}
 		}
 	}
-	return &openapi3.SchemaRef{Ref: "#/components/schemas/" + name, Value: w.components.Schemas[name].Value}, nil
+	return &openapi3.SchemaRef{Ref: "#/components/schemas/" + name, Value: w.components.Schemas[name].Value}
 }
 
-// field is the schema of a field with what its tags add.
-func (w *writer) field(field reflect.StructField) (*openapi3.SchemaRef, error) {
-	schema, err := w.schema(field.Type)
-	if err != nil || schema.Ref != "" {
-		return schema, err
+func (w *writer) field(field reflect.StructField) *openapi3.SchemaRef {
+	schema := w.schema(field.Type)
+	if schema.Ref != "" {
+		return schema
 	}
 	s := schema.Value
 	s.Description, s.Pattern = field.Tag.Get("doc"), field.Tag.Get("pattern")
@@ -124,35 +115,34 @@ func (w *writer) field(field reflect.StructField) (*openapi3.SchemaRef, error) {
 		if text := field.Tag.Get(tag); text != "" {
 			n, err := strconv.ParseUint(text, 10, 63)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", tag, err)
+				w.fail(fmt.Errorf("%s: %s: %w", field.Name, tag, err))
 			}
 			set(n)
 		}
 	}
 	if field.Tag.Get("example") != "" {
-		value, err := exampleOf(field)
-		if err != nil {
-			return nil, err
-		}
-		s.Examples = []any{value}
+		s.Examples = []any{w.exampleOf(field)}
 	}
-	return schema, nil
+	return schema
 }
 
 // example puts together a value of a type from the example tags of its fields. Members that
 // may be left out and have no example are.
-func example(t reflect.Type) (any, error) {
+func (w *writer) example(t reflect.Type) any {
 	if encodes, ok := httpserver.Encodes(t); ok {
-		return example(encodes)
+		return w.example(encodes)
 	}
 	if t.Kind() == reflect.Map { // what its members are is for the type to say
 		own, ok := reflect.Zero(t).Interface().(interface {
 			Example() (map[string]any, error)
 		})
 		if !ok {
-			return nil, fmt.Errorf("%s has no example", t)
+			w.fail(fmt.Errorf("%s has no example", t))
+			return nil
 		}
-		return own.Example()
+		value, err := own.Example()
+		w.fail(err)
+		return value
 	}
 	object := map[string]any{}
 	for i := range t.NumField() {
@@ -161,38 +151,35 @@ func example(t reflect.Type) (any, error) {
 		if strings.Contains(options, "omitempty") && field.Tag.Get("example") == "" {
 			continue
 		}
-		value, err := exampleOf(field)
-		if err != nil {
-			return nil, fmt.Errorf("%s.%s: %w", t, field.Name, err)
-		}
-		object[member] = value
+		object[member] = w.exampleOf(field)
 	}
-	return object, nil
+	return object
 }
 
-func exampleOf(field reflect.StructField) (any, error) {
+func (w *writer) exampleOf(field reflect.StructField) any {
 	text, t := field.Tag.Get("example"), field.Type
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	switch {
 	case t == oneOrManyType:
-		return text, nil
+		return text
 	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct:
-		one, err := example(t.Elem())
-		return []any{one}, err
+		return []any{w.example(t.Elem())}
 	case t.Kind() == reflect.Slice && text == "":
-		return []any{}, nil
+		return []any{}
 	case t.Kind() == reflect.Slice:
-		return []any{text}, nil
+		return []any{text}
 	case text == "":
-		return nil, fmt.Errorf("has no example")
+		w.fail(fmt.Errorf("%s has no example", field.Name))
 	case t.Kind() == reflect.Bool:
-		return strconv.ParseBool(text)
+		yes, err := strconv.ParseBool(text)
+		w.fail(err)
+		return yes
 	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64:
-		return json.Number(text), nil
+		return json.Number(text)
 	}
-	return text, nil
+	return text
 }
 
 // plain is a value as JSON has it, which is what examples are made of.
