@@ -101,15 +101,18 @@ func Check(ctx context.Context, db *database.DB) error {
 	if err != nil {
 		return err
 	}
-	waiting := 0
+	waiting, ours := 0, 0
 	for _, s := range list {
+		if !s.Newer { // or of another program whose migrations Bun runs, too
+			ours++
+		}
 		if !s.Applied() {
 			waiting++
 		}
 	}
 	if waiting > 0 {
-		behind := fmt.Errorf("%w by %d of %d migrations", ErrBehind, waiting, len(list))
-		if n, err := foreignTables(ctx, db); waiting == len(list) && err == nil && n > 0 {
+		behind := fmt.Errorf("%w by %d of %d migrations", ErrBehind, waiting, ours)
+		if n, err := foreignTables(ctx, db); waiting == ours && err == nil && n > 0 {
 			return fmt.Errorf("%w; none has run, and it has tables (%d), so %w", behind, n, ErrForeign)
 		}
 		return behind
@@ -258,7 +261,12 @@ func discover(db database.IDB) (*migrate.Migrations, error) {
 func tableExists(ctx context.Context, db database.IDB, name string) (bool, error) {
 	query := "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
 	if database.IsPostgres(db) {
-		query = "SELECT count(*) FROM (SELECT to_regclass(?) AS t) x WHERE t IS NOT NULL"
+		// A table in a schema of the search_path that the role may not use seems to be none. The cast fails, and says so.
+		query = `SELECT count(coalesce(to_regclass(?1), (SELECT format('%I.%I', nspname, relname)::regclass
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE relname = ?1 AND NOT has_schema_privilege(n.oid, 'USAGE')
+				AND nspname = ANY (regexp_split_to_array(replace(current_setting('search_path'), '"', ''), ' *, *'))
+			LIMIT 1)))`
 	}
 	var n int
 	err := db.QueryRowContext(ctx, query, name).Scan(&n)

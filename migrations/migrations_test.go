@@ -206,6 +206,13 @@ func TestTablesOfAnotherProgramAreSaid(t *testing.T) {
 			"none has run, and it has tables (1), so it may be another program's database") {
 			t.Errorf("beside a table of somebody else: %v", err)
 		}
+		record := "INSERT INTO bun_migrations (name, group_id) VALUES ('20200101000000', 1)"
+		if _, err := db.Write(t.Context(), record); err != nil {
+			t.Fatal(err)
+		}
+		if err := migrations.Check(t.Context(), db); !errors.Is(err, migrations.ErrForeign) {
+			t.Errorf("of somebody else whose migrations Bun runs, too: %v", err)
+		}
 		_, err = migrations.Up(t.Context(), db)
 		tasks := []database.Task{database.OwnTables}
 		if !db.IsPostgres() { // serve and user create migrate there
