@@ -302,10 +302,11 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 	run(t, db.as("authctl_migrate"), `REVOKE DELETE ON contact FROM authctl_serve;
 		REVOKE USAGE ON SEQUENCE outbox_event_id FROM authctl_serve;
 		REVOKE EXECUTE ON FUNCTION outbox_add, outbox_deliver FROM authctl_serve;
-		REVOKE TRUNCATE ON outbox_event FROM authctl_relay`)
+		REVOKE TRUNCATE ON outbox_event FROM authctl_relay;
+		REVOKE SELECT (id, state) ON contact_challenge FROM authctl_relay`)
 	for role, lacks := range map[string]string{
 		"authctl_serve": "DELETE on contact, EXECUTE on outbox_add, EXECUTE on outbox_deliver and 1 more",
-		"authctl_relay": "TRUNCATE on outbox_event",
+		"authctl_relay": "TRUNCATE on outbox_event, SELECT on contact_challenge",
 	} {
 		out, err := doctor(role, "OUTBOX_RELAY=off")
 		if err == nil {
@@ -313,10 +314,28 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 		}
 		must(out, `fail +schema .* lacks rights of `+role+`: `+lacks+` — run authctl migrate grants`)
 	}
-	db.authctl(t, "authctl_migrate", "", "migrate", "grants")
-	if out, err := doctor("authctl_serve"); err != nil {
-		t.Errorf("with the rights again: %v\n%s", err, out)
+	both := "both_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	run(t, db.admin, "CREATE ROLE "+both+" IN ROLE authctl_serve, authctl_relay")
+	t.Cleanup(func() { _ = try(context.Background(), db.admin, "DROP ROLE "+both) })
+	out, err = doctor(both, "OUTBOX_RELAY=inline")
+	if err == nil {
+		t.Errorf("a serve that relays without a right:\n%s", out)
 	}
+	must(out, "fail +schema .* authctl_serve: DELETE on contact, ", "fail +schema .* authctl_relay: TRUNCATE on outbox_event — ")
+
+	db.authctl(t, "authctl_migrate", "", "migrate", "grants")
+	for role, relay := range map[string]string{"authctl_serve": "off", both: "inline"} {
+		if out, err := doctor(role, "OUTBOX_RELAY="+relay); err != nil {
+			t.Errorf("with the rights again: %v\n%s", err, out)
+		}
+	}
+
+	run(t, db.admin, "REVOKE USAGE ON SCHEMA public FROM authctl_serve")
+	out, err = doctor("authctl_serve", "OUTBOX_RELAY=off")
+	if err == nil {
+		t.Errorf("without its schema:\n%s", out)
+	}
+	must(out, `fail +schema .*permission denied for schema public .* — let the role use the schema .*roles.sql`)
 }
 
 func TestARelayMayDivideTheWorkAnew(t *testing.T) {

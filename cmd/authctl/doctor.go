@@ -150,9 +150,14 @@ func (s settings) relaysAlone(ctx context.Context) bool {
 }
 
 func isRelayRole(ctx context.Context, db *database.DB) bool {
-	var yes bool
-	err := db.QueryRowContext(ctx, `SELECT has_table_privilege('outbox_pending', 'DELETE') AND
-		NOT has_table_privilege('signing_key', 'SELECT')`).Scan(&yes)
+	return isSo(ctx, db, relays+" AND NOT has_table_privilege('signing_key', 'SELECT')")
+}
+
+// relays is true of a role that relays, perhaps without all rights of it.
+const relays = "has_table_privilege('outbox_pending', 'DELETE')"
+
+func isSo(ctx context.Context, db *database.DB, condition string) (yes bool) {
+	err := db.QueryRowContext(ctx, "SELECT "+condition).Scan(&yes)
 	return err == nil && yes
 }
 
@@ -517,16 +522,19 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	if list, err := migrations.Status(ctx, d.db); err == nil && list[len(list)-1].Newer {
 		found = fine("up to date; a newer release has migrated it further")
 	}
-	return slices.Concat([]finding{found}, d.rights(ctx), d.fenceFindings(ctx))
+	list := []finding{found}
+	if !d.relays {
+		list = append(list, d.rights(ctx, "authctl_serve")...)
+	}
+	if d.relays || d.Outbox.Relay == "inline" && isSo(ctx, d.db, relays) {
+		list = append(list, d.rights(ctx, "authctl_relay")...)
+	}
+	return append(list, d.fenceFindings(ctx)...)
 }
 
 // rights says what the role of these settings lacks, which is what grants.sql gives the one with its work. Without a
 // right, serve starts, and each request that needs it gets 500.
-func (d *doctor) rights(ctx context.Context) []finding {
-	role := "authctl_serve"
-	if d.relays {
-		role = "authctl_relay"
-	}
+func (d *doctor) rights(ctx context.Context, role string) []finding {
 	missing, err := migrations.MissingRights(ctx, d.db, role)
 	switch {
 	case err != nil:
