@@ -130,7 +130,7 @@ type DB struct {
 
 	connecting time.Duration   // what trying every server once may take
 	pooler     *atomic.Bool    // something hands connections on to other clients
-	noStandby  *atomic.Bool    // commits waited for a standby when TryWrite last tried
+	noStandby  *atomic.Int64   // when TryWrite found that commits wait for a standby, in Unix time; 0: they do not
 	connect    *pgx.ConnConfig // nil on SQLite
 	watch      *watch          // of its connections; nil on SQLite
 
@@ -217,7 +217,8 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	}
 	requireTLS12(cc)
 	cc.DialFunc = dialer().DialContext
-	var pooler, noStandby atomic.Bool
+	var pooler atomic.Bool
+	var noStandby atomic.Int64
 	prepareConnections(cc, &pooler)
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = opt.AppName

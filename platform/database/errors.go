@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
@@ -132,7 +133,7 @@ func uncertain(err error) error {
 // uncertain is the function of that name, with the reason why commits are not confirmed if it is known.
 func (db *DB) uncertain(err error) error {
 	err = uncertain(err)
-	if IsUncertain(err) && db.noStandby.Load() {
+	if IsUncertain(err) && time.Since(time.Unix(db.noStandby.Load(), 0)) < time.Minute { // nobody need ask again
 		err = fmt.Errorf("%w: %w", errNoStandby, err)
 	}
 	return err

@@ -84,9 +84,10 @@ func (db *DB) tryPostgres(ctx context.Context) error {
 		return err
 	})
 	// It is remembered for the errors of other commits.
-	missing := err != nil && errors.Is(context.Cause(trying), errNoStandby)
-	db.noStandby.Store(missing)
-	if missing {
+	if err == nil {
+		db.noStandby.Store(0)
+	} else if errors.Is(context.Cause(trying), errNoStandby) {
+		db.noStandby.Store(time.Now().Unix())
 		return errNoStandby
 	}
 	return err
