@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"go.uber.org/zap"
@@ -83,14 +82,9 @@ func (s *Service) drain(ctx context.Context, what string, purge func(ctx context
 	}
 }
 
-// tidied logs what fails, and every ten minutes that it still does: some of it is tried every five seconds.
+// tidied logs what fails, which may have been tried five seconds ago.
 func (s *Service) tidied(what string, err error) {
-	last, failed := s.untidied.Load(what)
-	switch {
-	case err == nil:
-		s.untidied.Delete(what)
-	case !errors.Is(err, context.Canceled) && (!failed || s.now().Sub(last.(time.Time)) >= 10*time.Minute):
-		s.untidied.Store(what, s.now())
+	if s.untidied.Say(what, err, s.now()) {
 		s.log.Warn("housekeeping_failed", zap.String("what", what), zap.Error(err))
 	}
 }

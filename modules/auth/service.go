@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -69,7 +68,7 @@ type Service struct {
 	now        func() time.Time
 	closeStore func() error // nil when there is nothing to close
 
-	untidied sync.Map // what housekeeping fails to do → when that was logged
+	untidied retry.Failures // of housekeeping
 }
 
 // New prepares the statements, loads the signing keys (on a new database it makes the first one)

@@ -15,6 +15,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/platform/database"
@@ -1256,6 +1258,24 @@ func TestTheMetricsTellWhatBecameOfChallenges(t *testing.T) {
 			}
 		}
 	})
+}
+
+// It is tried every minute, and an outage may last for hours.
+func TestHousekeepingThatFailsIsLoggedRarely(t *testing.T) {
+	t.Parallel()
+	c := &clock{now: time.Now()}
+	env := newEnv(t, dbtest.SQLite(t), plain(), c)
+	core, lines := observer.New(zap.WarnLevel)
+	env.log = zap.New(core)
+	away, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	for i, want := range []int{3, 3, 6} { // what has expired, and two tables
+		env.Housekeep(away)
+		if got := lines.FilterMessage("housekeeping_failed").Len(); got != want {
+			t.Errorf("%d lines after attempt %d, want %d", got, i+1, want)
+		}
+		c.advance(6 * time.Minute)
+	}
 }
 
 // A thief with a session adds an address. The owner undoes this by the notice, and the thief loses

@@ -3,7 +3,6 @@ package contact
 import (
 	"cmp"
 	"context"
-	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -42,6 +41,7 @@ type Service struct {
 	log       *zap.Logger
 	security  *zap.Logger
 	now       func() time.Time
+	untidied  retry.Failures // of housekeeping
 }
 
 // New makes the service and sets its hooks in deps.Auth.
@@ -100,19 +100,21 @@ func (s *Service) Run(ctx context.Context) error {
 // Housekeep does once what [Service.Run] does every minute. Failures are logged, and tried again the
 // next time.
 func (s *Service) Housekeep(ctx context.Context) {
-	if err := s.endExpired(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		s.log.Warn("housekeeping_failed", zap.String("what", "contact_challenge"), zap.Error(err))
-	}
+	s.tidied("expired_challenges", s.endExpired(ctx))
 	for table, keep := range map[string]time.Duration{"contact_challenge": 2 * countedFor, "contact_undo": undoTTL} {
 		for {
 			n, err := s.purge(ctx, table, keep)
-			if err != nil && !errors.Is(err, context.Canceled) {
-				s.log.Warn("housekeeping_failed", zap.String("what", table), zap.Error(err))
-			}
+			s.tidied(table, err)
 			if err != nil || n < purgeBatch {
 				break
 			}
 		}
+	}
+}
+
+func (s *Service) tidied(what string, err error) {
+	if s.untidied.Say(what, err, s.now()) {
+		s.log.Warn("housekeeping_failed", zap.String("what", what), zap.Error(err))
 	}
 }
 

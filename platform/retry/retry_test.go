@@ -75,3 +75,28 @@ func TestAPauseEndsWithItsContext(t *testing.T) {
 		}
 	})
 }
+
+func TestAFailureThatLastsIsSaidRarely(t *testing.T) {
+	t.Parallel()
+	var failures retry.Failures
+	now := time.Now()
+	for i, step := range []struct {
+		what  string
+		err   error
+		after time.Duration
+		want  bool
+	}{
+		{"one", errBusy, 0, true},
+		{"one", errBusy, 9 * time.Minute, false},
+		{"another", errBusy, 0, true},
+		{"one", errBusy, time.Minute, true},
+		{"one", context.Canceled, time.Hour, false},
+		{"one", nil, 0, false},
+		{"one", errBusy, 0, true},
+	} {
+		now = now.Add(step.after)
+		if got := failures.Say(step.what, step.err, now); got != step.want {
+			t.Errorf("step %d: %v", i+1, got)
+		}
+	}
+}

@@ -210,9 +210,11 @@ func (d *Deliverer) gauge(ctx context.Context) {
 
 // sweep deletes rows that transactions have added for targets that were removed meanwhile.
 func (d *Deliverer) sweep(ctx context.Context) {
+	var failures retry.Failures
 	for retry.Sleep(ctx, sweepEvery) {
-		if err := outbox.SweepRemoved(ctx, d.db); err != nil && ctx.Err() == nil {
-			d.log.Warn("housekeeping_failed", zap.String("what", "removed_targets"), zap.Error(err))
+		const what = "removed_targets"
+		if err := outbox.SweepRemoved(ctx, d.db); failures.Say(what, err, d.now()) && ctx.Err() == nil {
+			d.log.Warn("housekeeping_failed", zap.String("what", what), zap.Error(err))
 		}
 	}
 }
