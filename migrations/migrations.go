@@ -261,7 +261,7 @@ func discover(db database.IDB) (*migrate.Migrations, error) {
 func tableExists(ctx context.Context, db database.IDB, name string) (bool, error) {
 	query := "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
 	if database.IsPostgres(db) {
-		// A table in a schema of the search_path that the role may not use seems to be none. The cast fails, and says so.
+		// A table in a schema that the role may not use seems to be none. The cast fails, and says so.
 		query = `SELECT count(coalesce(to_regclass(?1), (SELECT format('%I.%I', nspname, relname)::regclass
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE relname = ?1 AND NOT has_schema_privilege(n.oid, 'USAGE')
