@@ -113,14 +113,24 @@ type readOnlyError struct{ server string }
 func (e *readOnlyError) Error() string { return e.server + " takes no writes" }
 func (e *readOnlyError) Unwrap() error { return pgconn.ErrReadOnlyConnection }
 
-// ErrEncoding says that a database cannot hold every name that the service accepts.
-var ErrEncoding = errors.New("the database is not encoded in UTF8")
+// unfitError says why a server cannot be used, and what to do.
+type unfitError string
+
+func (e unfitError) Error() string { return string(e) }
+
+// oldest is the first major version of PostgreSQL with pg_stat_wal, by which relays notice that a server has crashed.
+const oldest = 14
 
 // checkServer refuses a server whose properties no setting of a connection can change.
 func checkServer(conn *pgconn.PgConn) error {
+	version := conn.ParameterStatus("server_version")
+	var major int
+	if _, err := fmt.Sscanf(version, "%d", &major); err == nil && major < oldest {
+		return unfitError(fmt.Sprintf("PostgreSQL %s is too old: authctl needs %d or newer", version, oldest))
+	}
 	if have := conn.ParameterStatus("server_encoding"); have != "UTF8" {
-		return fmt.Errorf("%w but in %s: make another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
-			ErrEncoding, have)
+		return unfitError("the database is not encoded in UTF8 but in " + have +
+			": make another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0")
 	}
 	for name, want := range map[string]string{"client_encoding": "UTF8", "standard_conforming_strings": "on"} {
 		if have := conn.ParameterStatus(name); have != want {

@@ -522,6 +522,9 @@ func plain(err error) error {
 	if cause, ok := errors.AsType[*readOnlyError](err); ok {
 		return cause
 	}
+	if cause, ok := errors.AsType[unfitError](err); ok {
+		return cause
+	}
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		return cause
 	}

@@ -98,7 +98,7 @@ const notOurs = "the table bun_migrations does not say that authctl made what is
 // Remedy says what a person can do about an error of the database. It is empty if there is no
 // error, or if the error says so itself.
 func Remedy(err error, task Task) string {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrEncoding) {
+	if _, unfit := errors.AsType[unfitError](err); unfit || err == nil || errors.Is(err, context.Canceled) {
 		return ""
 	}
 	var pg *pgconn.PgError

@@ -1,6 +1,7 @@
 package database_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -90,6 +92,36 @@ func TestADatabaseThatCannotHoldUTF8IsRefused(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), encoding) ||
 				!strings.Contains(err.Error(), "ENCODING 'UTF8'") {
 				t.Errorf("opened with %v", err)
+			}
+		})
+	}
+}
+
+// The relay cannot work on PostgreSQL 13. Here a server says that it is one, itself or through PgBouncer.
+func TestAServerThatIsTooOldIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, behind := range map[string]func(*testing.T, string) string{
+		"itself":    func(_ *testing.T, dsn string) string { return dsn },
+		"pgbouncer": func(t *testing.T, dsn string) string { return dbtest.PgBouncer(t, dsn) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, dsn := freezable(t, behind(t, dbtest.PostgresURL(t)))
+			const before = "server_version\x00"
+			f.wall.Lock()
+			f.change = func(sent []byte) {
+				if i := bytes.Index(sent, []byte(before)); i >= 0 {
+					copy(sent[i+len(before):], "13")
+				}
+			}
+			f.wall.Unlock()
+			_, err := database.Open(t.Context(), database.Config{URL: config.Secret(dsn)}, database.Options{})
+			if err == nil || !strings.HasSuffix(err.Error(), " is too old: authctl needs 14 or newer") ||
+				!strings.Contains(err.Error(), ": PostgreSQL 13") {
+				t.Errorf("opened with %v", err)
+			}
+			if remedy := database.Remedy(err, database.OwnTables); remedy != "" {
+				t.Errorf("which says it itself, and then: %s", remedy)
 			}
 		})
 	}

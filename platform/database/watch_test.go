@@ -23,6 +23,7 @@ type freezer struct {
 	server string
 	wall   sync.RWMutex // write-locked while frozen
 	dialed atomic.Int64
+	change func(sent []byte) // by the server
 }
 
 // freezable puts a freezer in front of a database.
@@ -60,8 +61,8 @@ func (f *freezer) serve(client net.Conn) {
 		return
 	}
 	defer server.Close()
-	go func() { f.copy(client, server); _ = client.Close() }()
-	f.copy(server, client)
+	go func() { f.copy(client, server, f.change); _ = client.Close() }()
+	f.copy(server, client, nil)
 }
 
 // wait returns once it is not frozen.
@@ -70,12 +71,15 @@ func (f *freezer) wait() {
 	defer f.wall.RUnlock()
 }
 
-func (f *freezer) copy(to io.Writer, from io.Reader) {
+func (f *freezer) copy(to io.Writer, from io.Reader, change func([]byte)) {
 	buffer := make([]byte, 1<<16)
 	for {
 		n, err := from.Read(buffer)
 		f.wall.RLock()
 		if n > 0 {
+			if change != nil {
+				change(buffer[:n])
+			}
 			if _, err := to.Write(buffer[:n]); err != nil {
 				f.wall.RUnlock()
 				return
