@@ -312,9 +312,7 @@ func (d *doctor) logFile(context.Context) []finding {
 			err = errors.Join(f.Close(), tryWritingTo(filepath.Dir(path))) // where it is rotated
 		}
 	case errors.Is(err, fs.ErrNotExist):
-		if err = tryWritingTo(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
-			err = tryMakingFolder(filepath.Dir(path))
-		}
+		err = tryFolder(filepath.Dir(path))
 	}
 	if err != nil {
 		return []finding{failing(folderProblem("LOG_PATH", filepath.Dir(path), err))}
@@ -454,6 +452,10 @@ func strength(text string) float64 {
 func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	name := d.Database.Describe(d.App.DataDir)
 	if !d.Database.Exists(d.App.DataDir) {
+		dir := filepath.Dir(d.Database.File(d.App.DataDir))
+		if err := tryFolder(dir); err != nil && d.Database.URL != "" { // that of data was looked at
+			return []finding{failing(folderProblem("DATABASE_URL", dir, err))}
+		}
 		return []finding{fine("no %s yet; the first start makes it", name)}
 	}
 	begun := time.Now()

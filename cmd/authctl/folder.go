@@ -40,6 +40,15 @@ func tryWritingTo(dir string) error {
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
+// tryFolder checks whether files could be made in a folder, which may be missing yet.
+func tryFolder(dir string) error {
+	err := tryWritingTo(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = tryMakingFolder(dir)
+	}
+	return err
+}
+
 // tryMakingFolder checks whether a missing folder could be created, without creating it.
 func tryMakingFolder(dir string) error {
 	dir, err := filepath.Abs(dir)

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,7 +16,7 @@ func PathProblem(path string) string {
 	return ""
 }
 
-// FolderProblem says why a folder could not be created because a file is in its way, or is empty.
+// FolderProblem says why a folder could not be created because something is in its way, or is empty.
 func FolderProblem(dir string) string {
 	for {
 		info, err := os.Stat(dir)
@@ -22,9 +24,16 @@ func FolderProblem(dir string) string {
 		switch {
 		case err == nil && !info.IsDir():
 			return dir + " is not a folder"
+		case errors.Is(err, fs.ErrNotExist) && isLink(dir):
+			return dir + " is a link that leads nowhere"
 		case err == nil, above == dir:
 			return ""
 		}
 		dir = above
 	}
+}
+
+func isLink(path string) bool {
+	_, err := os.Readlink(path)
+	return err == nil
 }

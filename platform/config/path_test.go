@@ -1,6 +1,7 @@
 package config
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -17,10 +18,14 @@ func TestAPathThatAShellWouldHaveReplacedIsRefused(t *testing.T) {
 
 func TestAFileIsNoFolder(t *testing.T) {
 	t.Parallel()
-	dir, file := t.TempDir(), write(t, "file", "")
+	dir, file, link := t.TempDir(), write(t, "file", ""), filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink("nowhere", link); err != nil { // such as to a volume that is not mounted
+		t.Fatal(err)
+	}
 	for path, want := range map[string]string{
 		dir: "", filepath.Join(dir, "a", "b"): "", ".": "", "nowhere/at/all": "",
 		file: file + " is not a folder", filepath.Join(file, "a", "b"): file + " is not a folder",
+		link: link + " is a link that leads nowhere", filepath.Join(link, "a"): link + " is a link that leads nowhere",
 	} {
 		if got := FolderProblem(path); got != want {
 			t.Errorf("%s: %q, want %q", path, got, want)

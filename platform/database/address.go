@@ -243,8 +243,8 @@ func (c Config) describePostgres() string {
 	return "PostgreSQL " + strings.Join(hosts, ",") + "/" + cmp.Or(cc.Database, cc.User)
 }
 
-// sqlitePath is the file that is used when no PostgreSQL is named.
-func (c Config) sqlitePath(dataDir string) string {
+// File is the file that is used when no PostgreSQL is named.
+func (c Config) File(dataDir string) string {
 	return cmp.Or(strings.TrimPrefix(c.URL.Reveal(), sqliteScheme), filepath.Join(dataDir, "authctl.db"))
 }
 

@@ -70,7 +70,7 @@ func (c Config) CheckFiles(report func(path, problem string)) {
 	if !strings.HasPrefix(c.URL.Reveal(), sqliteScheme) {
 		return
 	}
-	path := c.sqlitePath("")
+	path := c.File("")
 	if problem := config.FolderProblem(filepath.Dir(path)); problem != "" {
 		report("database.url", "cannot be used: "+problem)
 	} else if isForeign(path) {
@@ -160,7 +160,7 @@ func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	if cfg.UsesPostgres() {
 		db, err = openPostgres(ctx, cfg, opt)
 	} else {
-		db, err = openSQLite(cfg.sqlitePath(opt.DataDir), cfg.MaxConns)
+		db, err = openSQLite(cfg.File(opt.DataDir), cfg.MaxConns)
 	}
 	if err != nil {
 		return nil, &openError{err.Error(), err}
@@ -195,9 +195,11 @@ func (c Config) Exists(dataDir string) bool {
 	if c.UsesPostgres() {
 		return true
 	}
-	place, err := placeOf(c.sqlitePath(dataDir))
+	place, err := placeOf(c.File(dataDir))
 	if err == nil {
 		_, err = os.Stat(place)
+	} else if _, none := os.Lstat(c.File(dataDir)); none == nil { // a link that leads nowhere
+		return true
 	}
 	return !errors.Is(err, fs.ErrNotExist) || place != "" && walLeft(place)
 }
@@ -207,7 +209,7 @@ func (c Config) Describe(dataDir string) string {
 	if c.UsesPostgres() {
 		return c.describePostgres()
 	}
-	return "SQLite " + c.sqlitePath(dataDir)
+	return "SQLite " + c.File(dataDir)
 }
 
 func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {

@@ -188,8 +188,10 @@ func remedyToOpen(err error) string {
 	switch {
 	case errors.As(err, &file) && errors.Is(err, syscall.EROFS):
 		return "name one on a file system that can be written to, with DATABASE_URL or APP_DATA_DIR"
-	case errors.As(err, &file) && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP)):
-		// The folder was made if it was missing.
+	case errors.As(err, &file) && errors.Is(err, syscall.ENOTDIR):
+		return "name a file in a folder with DATABASE_URL: what is named as one is a file"
+	case errors.As(err, &file) && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) ||
+		errors.Is(err, syscall.EEXIST)): // the folder was made if it was missing
 		return "correct the link, which leads nowhere, or name another file with DATABASE_URL"
 	case errors.As(err, &file): // before the network's: an errno is both
 		return "let authctl's user write to it, or name another file with DATABASE_URL"
