@@ -161,7 +161,7 @@ func (n *pendingUser) is(o owner) likeness {
 	case n.hasHashOf(o):
 		return samePerson
 	case known && o.username == n.Username && // all of a database may be made in one moment
-		sameMoment(created, n.origin.created, time.Second): // and several people on one day
+		sameMoment(created, n.origin.created, time.Second) && !isDate(created): // and several people on one day
 		return samePerson
 	}
 	return nothingTells
@@ -178,6 +178,8 @@ func sameMoment(a, b time.Time, coarsest time.Duration) bool {
 	}
 	return apart == 0
 }
+
+func isDate(t time.Time) bool { return t.Truncate(24 * time.Hour).Equal(t) }
 
 // In what a record may differ from its account: its source has changed it since the last import.
 const (
