@@ -85,19 +85,23 @@ func (s *server) flood(ctx context.Context, o options, f *flooding, names []stri
 	if err != nil {
 		return err
 	}
-	probeAll(quiet, o.duration)
-	beside, err := s.hashingBeside(o, list)
+	alone, end := context.WithTimeout(ctx, o.duration)
+	defer end()
+	probeAll(alone, quiet)
+	beside, err := s.hashingBeside(ctx, o, list)
 	if err != nil {
 		return err
 	}
 	var come floodResult
 	var failed error
+	during, end := context.WithCancel(ctx) // its last sign-ins are answered seconds after the last has come
 	var group sync.WaitGroup
 	group.Go(func() {
-		come, failed = runFlood(ctx, floodOrder{s.base, names, f.workers, o.duration + time.Second})
+		defer end()
+		come, failed = runFlood(ctx, floodOrder{s.base, names, f.workers, o.duration})
 	})
 	time.Sleep(500 * time.Millisecond) // until the flood has begun
-	probeAll(f.loud, o.duration)
+	probeAll(during, f.loud)
 	group.Wait()
 	f.hashing, f.beside, f.signIns = append(f.hashing, bare), append(f.beside, beside), append(f.signIns, come.Rate)
 	f.shed, f.failed = f.shed+come.Shed, f.failed+come.Failed
@@ -106,10 +110,12 @@ func (s *server) flood(ctx context.Context, o options, f *flooding, names []stri
 
 // hashingBeside is bare hashing while the probes run: what they leave to a flood. It competes with them as
 // an equal, while the hashing of serve gives way to them.
-func (s *server) hashingBeside(o options, list []tokens) (rate float64, err error) {
+func (s *server) hashingBeside(ctx context.Context, o options, list []tokens) (rate float64, err error) {
+	during, end := context.WithCancel(ctx)
 	var group sync.WaitGroup
-	group.Go(func() { probeAll(s.probes(list), o.duration) })
+	group.Go(func() { probeAll(during, s.probes(list)) })
 	rate, err = bareHashing(o.cost, o.duration)
+	end()
 	group.Wait()
 	return rate, err
 }
@@ -195,12 +201,12 @@ func (s *server) probes(list []tokens) []probe {
 }
 
 // probeAll is a turn of the probes: it tries them one after the other, each some thirty times a
-// second, and measures their latency. They and their client take CPU time from the sign-ins.
-func probeAll(probes []probe, d time.Duration) {
+// second until ctx ends, and measures their latency. They and their client take CPU time from the sign-ins.
+func probeAll(ctx context.Context, probes []probe) {
 	for i := range probes {
 		probes[i].took = append(probes[i].took, nil)
 	}
-	for end := time.Now().Add(d); time.Now().Before(end) && !interrupted.Load(); time.Sleep(30 * time.Millisecond) {
+	for ; ctx.Err() == nil && !interrupted.Load(); time.Sleep(30 * time.Millisecond) {
 		for i := range probes {
 			p := &probes[i]
 			turn := &p.took[len(p.took)-1]
