@@ -90,11 +90,8 @@ func locked(ctx context.Context, db *database.DB, list []Option, fn func(one dat
 			// A role may be bounded so that no request holds anything up. This takes its time, but
 			// must not keep everybody else waiting behind a table that it does not get, nor for a process
 			// that has stopped, since its machine was suspended or its network was cut.
-			for _, setting := range []string{"statement_timeout = 0", "idle_in_transaction_session_timeout = '10s'",
-				"lock_timeout = '10s'"} {
-				if _, err := one.ExecContext(ctx, "SET LOCAL "+setting); err != nil {
-					return fmt.Errorf("prepare to migrate: %w", err)
-				}
+			if _, err := one.ExecContext(ctx, settings); err != nil {
+				return fmt.Errorf("prepare to migrate: %w", err)
 			}
 			err := o.await(ctx, func() (got bool, err error) {
 				err = one.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock(?)", lockKey).Scan(&got)
@@ -112,6 +109,11 @@ func locked(ctx context.Context, db *database.DB, list []Option, fn func(one dat
 		})
 	})
 }
+
+// settings holds for a transaction. PostgreSQL has had transaction_timeout since 17.
+const settings = `SELECT set_config(name, CASE WHEN name IN ('statement_timeout', 'transaction_timeout')
+	THEN '0' ELSE '10s' END, true) FROM pg_settings
+	WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout')`
 
 // await tries until it succeeds or the time is up.
 func (o *options) await(ctx context.Context, try func() (bool, error), who func() string) error {

@@ -526,23 +526,47 @@ func applied(t *testing.T, db *database.DB) (names []string) {
 // Everybody waits for the tables. Whoever migrates from a laptop may close it.
 func TestAMigrationThatStopsInTheMiddleIsEnded(t *testing.T) {
 	t.Parallel()
-	db := dbtest.Open(t, dbtest.EmptyURL(t, "").Reveal())
+	if bounds := boundsOfAMigration(t, "idle_in_transaction_session_timeout"); !slices.Equal(bounds, []string{"10s"}) {
+		t.Errorf("it would be ended after %q", bounds)
+	}
+}
+
+// The bounds of a role are meant for requests.
+func TestAMigrationMayTakeLongerThanARequest(t *testing.T) {
+	t.Parallel()
+	for _, setting := range []string{"statement_timeout", "transaction_timeout"} {
+		for _, bound := range boundsOfAMigration(t, setting) { // none if the server has no such setting
+			if bound != "0" {
+				t.Errorf("%s is %s", setting, bound)
+			}
+		}
+	}
+}
+
+// boundsOfAMigration returns the values of a setting while tables are made, in a database that sets it to 10 minutes.
+func boundsOfAMigration(t *testing.T, setting string) []string {
+	t.Helper()
+	dsn := dbtest.EmptyURL(t, "").Reveal()
+	db := dbtest.Open(t, dsn)
 	for _, statement := range []string{"CREATE TABLE seen (bound text)",
 		`CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
-			INSERT INTO seen VALUES (current_setting('idle_in_transaction_session_timeout')); END $$`,
-		"CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION look()"} {
+			INSERT INTO seen SELECT current_setting(name) FROM pg_settings WHERE name = '` + setting + `'; END $$`,
+		"CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION look()",
+		`DO $$ BEGIN IF EXISTS (SELECT FROM pg_settings WHERE name = '` + setting + `') THEN
+			EXECUTE format('ALTER DATABASE %I SET ` + setting + ` = 600000', current_database()); END IF; END $$`} {
 		if _, err := db.ExecContext(t.Context(), statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := migrations.Up(t.Context(), db); err != nil {
+	if _, err := migrations.Up(t.Context(), dbtest.Open(t, dsn)); err != nil {
 		t.Fatal(err)
 	}
 	bounds, err := database.Collect(t.Context(), db, "what was seen", database.Value[string],
 		"SELECT DISTINCT bound FROM seen")
-	if err != nil || !slices.Equal(bounds, []string{"10s"}) {
-		t.Errorf("it would be ended after %q, %v", bounds, err)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return bounds
 }
 
 func TestNewWritesAllFourFiles(t *testing.T) {

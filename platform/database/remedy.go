@@ -35,6 +35,7 @@ var remedies = []struct{ code, remedy string }{
 	{"42883", "run: authctl migrate up"},
 	{"3F000", "correct the search_path of the role or of DATABASE_URL: it names no schema that is there"},
 	{"25P03", "run it again: it was suspended, or its network was cut, and the server has undone what it had begun"},
+	{"25P04", "raise transaction_timeout of the role"},
 	{"25006", "name the primary, or all hosts (postgres://h1,h2/…): the first that takes writes is used"},
 	{"53300", "raise max_connections of the server, or lower DATABASE_MAX_CONNS of each process"},
 	{"53100", "make room on the server's disk"},
