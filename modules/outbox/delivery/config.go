@@ -29,6 +29,8 @@ const (
 	sweepEvery = time.Minute
 	voidEvery  = time.Minute
 
+	unparkAtOnce = 1000 // keys, every voidEvery
+
 	// leastJump is how far the database's clock must be from what was expected to count as having jumped. It is
 	// above the longest time that an answer can take.
 	leastJump = time.Minute

@@ -89,6 +89,39 @@ func TestAFailOverIsNoLossOfLeases(t *testing.T) {
 	}
 }
 
+// Many keys may be parked when a process that delivers starts. With hundreds of thousands at once it would not be done
+// in the time that it has, and begin with that again before it delivers anything.
+func TestParkedKeysComeAgainSomeAtATime(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		d, err := New(db, nil, Config{Lease: time.Second}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, err := database.Value[string](db.QueryRowContext(t.Context(), "SELECT "+schema.ThisServer(db)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = db.ExecContext(t.Context(), `INSERT INTO outbox_held_key
+				(target, key, shard, event, attempts, next_ms, parked_ms, error)
+			WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?)
+			SELECT 1, 'key ' || n, 0, n, 1, 0, 1, 'refused' FROM n`, unparkAtOnce+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int{1, 0} {
+			if err := d.unparkPointless(t.Context(), server, 1, []int{0}, 0); err != nil {
+				t.Fatal(err)
+			}
+			parked, err := database.Value[int](db.QueryRowContext(t.Context(),
+				"SELECT count(*) FROM outbox_held_key WHERE parked_ms IS NOT NULL"))
+			if err != nil || parked != want {
+				t.Errorf("%d keys are parked, %v, want %d", parked, err, want)
+			}
+		}
+	})
+}
+
 // An outage of the database that lasts and a role without rights have different names in the log, since
 // the second waits for a person. Each is logged once, and its end tells how long it lasted.
 func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {

@@ -119,14 +119,16 @@ func (d *Deliverer) voidPauses(ctx context.Context, server string, target int, s
 }
 
 // unparkPointless lets keys come again that were parked so long ago that their events are pointless: the sink drops
-// them.
+// them. It takes some at a time, since deliveries wait meanwhile; others follow a minute later.
 func (d *Deliverer) unparkPointless(ctx context.Context, server string, target int, shards []int,
 	life time.Duration) error {
 	now := d.databaseNow()
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
 		_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = 0,
 				asked_ms = NULL, parked_ms = NULL
-			WHERE target = ? AND shard IN (?) AND parked_ms < ?`, target, database.List(shards), now-life.Milliseconds())
+			WHERE target = ?1 AND key IN (SELECT key FROM outbox_held_key
+				WHERE target = ?1 AND shard IN (?2) AND parked_ms < ?3 LIMIT ?4)`,
+			target, database.List(shards), now-life.Milliseconds(), unparkAtOnce)
 		return err
 	})
 	if err != nil {
