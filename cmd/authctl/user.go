@@ -221,12 +221,12 @@ devices: a device or an address that has signed in to the account before has a c
 		if errSessions == nil {
 			report.Sessions, sessions = list, fmt.Sprint(len(list))
 		}
-		failures := "only the serve process knows them, with SQLite and without Redis"
+		failures := "unknown without AUTH_TOKEN_SECRET"
 		var errState error
 		switch {
-		case a.secretUnknown:
-			failures = "unknown without AUTH_TOKEN_SECRET"
-		case !a.countersInServe():
+		case a.countersInServe():
+			failures = "only the serve process knows them, with SQLite and without Redis"
+		case !a.secretUnknown:
 			var n int
 			var until time.Time
 			if errState = a.checkSecret(ctx); errState == nil {
