@@ -264,7 +264,7 @@ func tableExists(ctx context.Context, db database.IDB, name string) (bool, error
 		// A table in a schema that the role may not use seems to be none. The cast fails, and says so.
 		query = `SELECT count(coalesce(to_regclass(?1), (SELECT format('%I.%I', nspname, relname)::regclass
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE relname = ?1 AND NOT has_schema_privilege(n.oid, 'USAGE')
+			WHERE relname = ?1 AND current_schema() IS NULL AND NOT has_schema_privilege(n.oid, 'USAGE')
 				AND nspname = ANY (regexp_split_to_array(replace(current_setting('search_path'), '"', ''), ' *, *'))
 			LIMIT 1)))`
 	}
