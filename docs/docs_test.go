@@ -919,7 +919,7 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 	}
 	// Settings of PgBouncer, Envoy and PostgreSQL, which the code need not name.
 	others := []string{
-		"remote_write", "archive_command", "pg_restore",
+		"remote_write", "archive_command", "pg_restore", "pg_upgrade",
 		"archive_timeout", "failed_count", "log_temp_files", "pg_archivecleanup", "pg_stat_archiver", "recovery_target_time",
 		"recovery_target_timeline", "pg_last_wal_receive_lsn", "primary_conninfo",
 		"max_prepared_statements", "query_wait_timeout", "ext_authz", "http_service", "path_prefix", "allowed_headers",
