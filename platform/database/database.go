@@ -130,7 +130,7 @@ type DB struct {
 
 	connecting time.Duration   // what trying every server once may take
 	pooler     *atomic.Bool    // something hands connections on to other clients
-	noStandby  *atomic.Int64   // when TryWrite found that commits wait for a standby, in Unix time; 0: they do not
+	standby    *missingStandby // nil on SQLite
 	connect    *pgx.ConnConfig // nil on SQLite
 	watch      *watch          // of its connections; nil on SQLite
 
@@ -220,7 +220,6 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	requireTLS12(cc)
 	cc.DialFunc = dialer().DialContext
 	var pooler atomic.Bool
-	var noStandby atomic.Int64
 	prepareConnections(cc, &pooler)
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = opt.AppName
@@ -228,7 +227,7 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	wait := patience(ctx, cc)
 	watch := watchConnections(cc, opt.AnswerWithin)
 	db := newDB(openPool(cc, connections(cfg.MaxConns)), true)
-	db.connecting, db.pooler, db.noStandby, db.connect, db.watch = wait, &pooler, &noStandby, cc, watch
+	db.connecting, db.pooler, db.standby, db.connect, db.watch = wait, &pooler, &missingStandby{}, cc, watch
 	return db, nil
 }
 
@@ -253,7 +252,7 @@ func (db *DB) Split() *DB {
 	db.pool.SetMaxOpenConns(conns - part)
 	db.pool.SetMaxIdleConns(conns - part)
 	other := newDB(openPool(db.connect, part), true)
-	other.connecting, other.pooler, other.noStandby = db.connecting, db.pooler, db.noStandby
+	other.connecting, other.pooler, other.standby = db.connecting, db.pooler, db.standby
 	other.connect, other.watch = db.connect, db.watch
 	return other
 }

@@ -10,7 +10,6 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
@@ -130,10 +129,10 @@ func uncertain(err error) error {
 	return errUncertain{err}
 }
 
-// uncertain is the function of that name, with the reason why commits are not confirmed if it is known.
+// uncertain is the function of that name, and says so if it is for a missing standby that commits are not confirmed.
 func (db *DB) uncertain(err error) error {
 	err = uncertain(err)
-	if IsUncertain(err) && time.Since(time.Unix(db.noStandby.Load(), 0)) < time.Minute { // nobody need ask again
+	if IsUncertain(err) && db.lacksStandby() {
 		err = fmt.Errorf("%w: %w", errNoStandby, err)
 	}
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -83,14 +84,29 @@ func (db *DB) tryPostgres(ctx context.Context) error {
 		_, err = conn.PgConn().Exec(trying, "SELECT pg_logical_emit_message(true, 'authctl', '')").ReadAll()
 		return err
 	})
-	// It is remembered for the errors of other commits.
-	if err == nil {
-		db.noStandby.Store(0)
-	} else if errors.Is(context.Cause(trying), errNoStandby) {
-		db.noStandby.Store(time.Now().Unix())
+	if err != nil && errors.Is(context.Cause(trying), errNoStandby) {
 		return errNoStandby
 	}
 	return err
+}
+
+// missingStandby is what was found when a commit was not confirmed.
+type missingStandby struct {
+	mu    sync.Mutex
+	asked time.Time
+	found bool
+}
+
+// lacksStandby reports whether commits seem to wait. It asks once a second at most: there may be many errors.
+func (db *DB) lacksStandby() bool {
+	db.standby.mu.Lock()
+	defer db.standby.mu.Unlock()
+	if time.Since(db.standby.asked) > time.Second {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		db.standby.found, db.standby.asked = db.noneFollows(ctx), time.Now()
+	}
+	return db.standby.found
 }
 
 // noneFollows asks by a connection of its own whether commits seem to wait: those that do may have all of the pool.
