@@ -25,7 +25,7 @@ var remedies = []struct{ code, remedy string }{
 		"deploy/postgres/roles.sql makes the roles"},
 	{"3D000", "make it as a role that may: CREATE DATABASE … ENCODING 'UTF8'; or name another one with " +
 		"DATABASE_URL or DB_POSTGRES_DB"},
-	{"42501", "run deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up; roles.sql grants " +
+	{"42501", "run authctl migrate grants as authctl_migrate, after each authctl migrate up; roles.sql grants " +
 		"connecting; " +
 		"a serve that relays needs GRANT authctl_relay TO authctl_serve, or OUTBOX_RELAY=off"},
 	{"42P01", "run: authctl migrate up; if that was done, the tables are in a schema that the role's " +
@@ -75,9 +75,9 @@ const (
 var forbidden = map[Task]string{
 	OwnTables: "run it as the role that owns the tables, which is authctl_migrate if deploy/postgres/roles.sql was run",
 	ServeUsers: "run it as authctl_serve, or as the role that owns the tables; if that one may not, run " +
-		"deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up",
+		"authctl migrate grants as authctl_migrate, after each authctl migrate up",
 	RelayEvents: "run it as authctl_relay, or as the role that owns the tables; if that one may not, run " +
-		"deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up",
+		"authctl migrate grants as authctl_migrate, after each authctl migrate up",
 }
 
 // migrating are the remedies for statements of authctl migrate where they are not the usual ones.

@@ -187,7 +187,7 @@ func (m *Mailer) announce(ctx context.Context, row int64, message contact.Messag
 	if database.IsForbidden(err) { // grants.sql was not run after the migration
 		m.opt.Log.Warn("undeliverable_not_announced", zap.Stringer("user_id", message.UserID),
 			zap.String("purpose", string(message.Purpose)), zap.String("reason", reason),
-			zap.String("hint", "run deploy/postgres/grants.sql: this database role may not announce that a message "+
+			zap.String("hint", "run authctl migrate grants: this database role may not announce that a message "+
 				"is undeliverable"))
 		return nil
 	}

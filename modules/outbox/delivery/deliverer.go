@@ -270,7 +270,7 @@ func (d *Deliverer) tellOutage(ctx context.Context) {
 
 // lacksRights adds the remedy to an error of missing rights.
 func lacksRights(err error) error {
-	return fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each "+
+	return fmt.Errorf("this database role may not deliver events: run authctl migrate grants after each "+
 		"migration: %w", err)
 }
 

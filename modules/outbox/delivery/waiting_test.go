@@ -272,7 +272,7 @@ func TestMissingRightsAreReported(t *testing.T) {
 		list := outages()
 		return len(list) == 1 && list[0].Kind == "rights" && list[0].Lasts &&
 			list[0].Target == outbox.DeliveryTargets &&
-			strings.Contains(list[0].Error, "grants.sql")
+			strings.Contains(list[0].Error, "migrate grants")
 	})
 	grant("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO " + role)
 	testenv.Eventually(t, "it ends", func() bool { return len(outages()) == 0 })

@@ -92,7 +92,7 @@ func (o *outages) database(where int, err error) {
 	kind := "database"
 	if database.IsForbidden(err) {
 		kind, err = "rights",
-			fmt.Errorf("this database role may not relay events: run deploy/postgres/grants.sql after each "+
+			fmt.Errorf("this database role may not relay events: run authctl migrate grants after each "+
 				"migration; where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
 	}
 	o.count(kind)
