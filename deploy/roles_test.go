@@ -303,10 +303,11 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 		REVOKE USAGE ON SEQUENCE outbox_event_id FROM authctl_serve;
 		REVOKE EXECUTE ON FUNCTION outbox_add, outbox_deliver FROM authctl_serve;
 		REVOKE TRUNCATE ON outbox_event FROM authctl_relay;
+		REVOKE DELETE ON outbox_pending FROM authctl_relay;
 		REVOKE SELECT (id, state) ON contact_challenge FROM authctl_relay`)
 	for role, lacks := range map[string]string{
 		"authctl_serve": "DELETE on contact, EXECUTE on outbox_add, EXECUTE on outbox_deliver and 1 more",
-		"authctl_relay": "TRUNCATE on outbox_event, SELECT on contact_challenge",
+		"authctl_relay": "TRUNCATE on outbox_event, DELETE on outbox_pending, SELECT on contact_challenge",
 	} {
 		out, err := doctor(role, "OUTBOX_RELAY=off")
 		if err == nil {
@@ -321,7 +322,7 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 	if err == nil {
 		t.Errorf("a serve that relays without a right:\n%s", out)
 	}
-	must(out, "fail +schema .* authctl_serve: DELETE on contact, ", "fail +schema .* authctl_relay: TRUNCATE on outbox_event — ")
+	must(out, "fail +schema .* authctl_serve: DELETE on contact, ", "fail +schema .* authctl_relay: TRUNCATE on outbox_event, DELETE on outbox_pending — ")
 
 	db.authctl(t, "authctl_migrate", "", "migrate", "grants")
 	for role, relay := range map[string]string{"authctl_serve": "off", both: "inline"} {

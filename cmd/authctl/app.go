@@ -130,7 +130,9 @@ func (a *app) openDatabase(ctx context.Context) error {
 		return err
 	}
 	err := migrations.Check(ctx, a.db)
-	if errors.Is(err, migrations.ErrBehind) {
+	if errors.Is(err, migrations.ErrForeign) {
+		err = fmt.Errorf("%w; %s", err, unlessForeign)
+	} else if errors.Is(err, migrations.ErrBehind) {
 		err = fmt.Errorf("%w; run: authctl migrate up", err)
 		if !a.db.IsPostgres() {
 			err = fmt.Errorf("%w, or start authctl serve, which does it", err)
@@ -138,6 +140,9 @@ func (a *app) openDatabase(ctx context.Context) error {
 	}
 	return err
 }
+
+// unlessForeign is the remedy for migrations.ErrForeign.
+const unlessForeign = "if it is, name another database with DATABASE_URL; otherwise run: authctl migrate up"
 
 // existing fails if there is no installation, and makes sure that nothing creates one. All commands
 // use it except those that may begin an installation: serve, relay, migrate up, user create and

@@ -154,7 +154,7 @@ func isRelayRole(ctx context.Context, db *database.DB) bool {
 }
 
 // relays is true of a role that relays, perhaps without all rights of it.
-const relays = "has_table_privilege('outbox_pending', 'DELETE')"
+const relays = "has_table_privilege('outbox_pending', 'SELECT, DELETE')"
 
 func isSo(ctx context.Context, db *database.DB, condition string) (yes bool) {
 	err := db.QueryRowContext(ctx, "SELECT "+condition).Scan(&yes)
@@ -506,8 +506,7 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	}
 	switch err := migrations.Check(ctx, d.db); {
 	case errors.Is(err, migrations.ErrForeign):
-		return []finding{failing(err.Error(), "if it is, name another database with DATABASE_URL; otherwise run: "+
-			"authctl migrate up")}
+		return []finding{failing(err.Error(), unlessForeign)}
 	case errors.Is(err, migrations.ErrBehind) && !d.db.IsPostgres():
 		return []finding{fine("%s; the next start runs them", err)}
 	case errors.Is(err, migrations.ErrBehind):
