@@ -635,6 +635,12 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 		return []finding{failing(err.Error(), "look at the database's log")}
 	}
 	list := d.targetFits(ctx, nil)
+	if repeat, err := outbox.IDsRepeat(ctx, d.db); err == nil && repeat {
+		list = append(list, failing("the next events would get ids that were given before, so that every change "+
+			"fails: the database was copied without its sequences", "raise them, as the tables' owner: "+
+			"SELECT setval('outbox_event_id', greatest((SELECT max(id) FROM outbox_event), "+
+			"(SELECT max(low) FROM outbox_shard))), setval('revocation_id_seq', (SELECT max(id) FROM revocation))"))
+	}
 	if st.ParkedKeys > 0 {
 		list = append(list, doubtful(count(int(st.ParkedKeys), "key is", "keys are")+" parked",
 			"see: authctl outbox parked list"))

@@ -132,6 +132,61 @@ func TestDoctorNamesSeveralServersThatTakeWrites(t *testing.T) {
 	}
 }
 
+// As after an upgrade of PostgreSQL by logical replication.
+func TestDoctorNoticesACopyWithoutSequences(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	d := &doctor{app: &app{db: db}, schemaFits: true}
+	repeats := func() string {
+		t.Helper()
+		for _, f := range d.outbox(t.Context()) {
+			if strings.Contains(f.Found, "copied without its sequences") && f.Status == checkFail {
+				return f.Advice
+			}
+		}
+		return ""
+	}
+	add := func() error {
+		return db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			return outbox.Add(ctx, tx, outbox.Event{Type: "test.Happened.v1", Key: "k", Source: "test",
+				Data: []byte("{}")})
+		})
+	}
+	if repeats() != "" {
+		t.Error("new: the ids repeat")
+	}
+	for range 3 {
+		if err := add(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if repeats() != "" {
+		t.Error("the ids repeat")
+	}
+	for _, change := range []string{"UPDATE outbox_shard SET low = 3", "DELETE FROM outbox_pending",
+		"DELETE FROM outbox_event"} {
+		if _, err := db.ExecContext(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.ExecContext(t.Context(), "SELECT setval('outbox_event_id', 1, false)"); err != nil {
+			t.Fatal(err)
+		}
+		_, advice, ok := strings.Cut(repeats(), ": ")
+		if !ok {
+			t.Fatalf("%s: nothing was noticed", change)
+		}
+		if _, err := db.ExecContext(t.Context(), advice); err != nil {
+			t.Fatal(err)
+		}
+		if repeats() != "" {
+			t.Errorf("%s: the ids repeat after %s", change, advice)
+		}
+	}
+	if err := add(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDoctorMissesARelayBeforeEventsWait(t *testing.T) {
 	t.Parallel()
 	const start = "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
