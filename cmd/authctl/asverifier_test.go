@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // says starts a server that gives every request the same answer. BASE in the text is its own URL.
@@ -138,9 +139,7 @@ func TestWhatIsKnownOfAnotherTimeIsToldOf(t *testing.T) {
 	for off, want := range map[time.Duration]bool{0: false, -time.Hour: true, time.Hour: true} {
 		text := `{"cursor":"a","as_of":"` + time.Now().Add(off).Format(time.RFC3339Nano) + `","revocations":[]}`
 		report := auth.TokenReport{Valid: true, Verdict: "valid"}
-		if err := (asVerifier{client: "orders"}).apply(t.Context(), says(t, text), "secret", &report); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, (asVerifier{client: "orders"}).apply(t.Context(), says(t, text), "secret", &report))
 		if told := strings.Contains(report.Verdict, "1h0m0s off the clock here"); told != want || !report.Valid {
 			t.Errorf("%v: %s", off, report.Verdict)
 		}

@@ -72,9 +72,7 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := db.ExecContext(t.Context(), `CREATE TABLE mail_count (key text PRIMARY KEY, seq bigint NOT NULL)`)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	f := &targetField{t: t, db: db, url: postgres.URL, kafka: kafka, hooks: map[string]*campaignHook{}}
 	for _, name := range []string{"calm", "restless", "dead"} {
 		f.addHook(name)
@@ -108,9 +106,7 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 		var killed int64 // not too late: the leases of the killed relay end within 2 s
 		err := db.QueryRowContext(t.Context(),
 			`SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint`).Scan(&killed)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		relays[n] = f.relay("2s")
 		testenv.Eventually(t, "two relays share the work", func() bool {
 			var owners int
@@ -162,13 +158,9 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 		}
 	}
 	var written int64
-	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_event`).Scan(&written); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_event`).Scan(&written))
 	list, err := outbox.Deliveries(t.Context(), db)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	for _, s := range list {
 		if s.Name == "dead" && s.Waiting != written || s.Name != "dead" && s.Waiting != 0 || s.ParkedKeys > 0 {
 			t.Errorf("%s: %d of %d events wait, %d keys are parked", s.Name, s.Waiting, written, s.ParkedKeys)
@@ -480,9 +472,7 @@ type mailbox struct {
 func startMailbox(t *testing.T, faulty *atomic.Bool) *mailbox {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	m := &mailbox{t: t, address: listener.Addr().String(), faulty: faulty}
 	var all sync.WaitGroup
 	var open sync.Map

@@ -52,9 +52,7 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 		server := cachetest.Start(t)
 		client := cachetest.Open(t, server.URL())
 		password := f.plant("redis-password")
-		if err := client.ConfigSet(t.Context(), "requirepass", password).Err(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, client.ConfigSet(t.Context(), "requirepass", password).Err())
 		f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10",
 			"AUTH_TOKEN_ALGORITHM=EdDSA",
 			"DATABASE_URL="+dbtest.AsUser(t, open, f.plant("database-password")), "CACHE_REDIS_HOST=127.0.0.1",
@@ -107,9 +105,7 @@ func TestCodesAndLinksOfMailsAreInNoEngine(t *testing.T) {
 	haystack["the database"] = dumpPostgres(t, open)
 	haystack["Redis"] = dumpRedis(t, cachetest.Open(t, redisServer.URL()))
 	haystack["metrics"] = f.get(f.operator() + "/metrics")
-	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, server.Process.Signal(syscall.SIGTERM))
 	_ = server.Wait()
 	haystack["the log file"] = readFile(t, filepath.Join(f.dir, "log", "authctl.log"))
 	for place, known := range map[string]string{"Kafka": "contact.Verified.v1",
@@ -181,9 +177,7 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 		"stacks":    f.get(f.operator() + "/debug/pprof/goroutine?debug=2"),
 	}
 	// After the stop everything has been written, so the log is complete.
-	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, server.Process.Signal(syscall.SIGTERM))
 	_ = server.Wait()
 	haystack["the log file"] = readFile(t, filepath.Join(f.dir, "log", "authctl.log"))
 	haystack["the console"] = readFile(t, filepath.Join(f.dir, "serve.out"))
@@ -238,14 +232,10 @@ func (f *planting) serve() *exec.Cmd {
 	t := f.t
 	cmd := f.prepare("serve")
 	out, err := os.Create(filepath.Join(f.dir, "serve.out"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	f.base = "http://127.0.0.1:" + f.logged(`"msg":"serving","port":(\d+)`)
 	return cmd
@@ -670,9 +660,7 @@ func (f *planting) failToReachBackends() {
 func readFile(t testing.TB, path string) string {
 	t.Helper()
 	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	return string(text)
 }
 
@@ -682,46 +670,32 @@ func dumpPostgres(t testing.TB, dsn string) string {
 	db := dbtest.Open(t, dsn)
 	rows, err := db.QueryContext(t.Context(),
 		"SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	var tables []string
 	for rows.Next() {
 		var name string
-		if err := rows.Scan(&name); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, rows.Scan(&name))
 		tables = append(tables, name)
 	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, errors.Join(rows.Err(), rows.Close()))
 	var out bytes.Buffer
 	for _, table := range tables {
 		rows, err := db.QueryContext(t.Context(), "SELECT * FROM "+table)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		columns, err := rows.Columns()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		for rows.Next() {
 			values := make([]any, len(columns))
 			for i := range values {
 				values[i] = new(sql.RawBytes)
 			}
-			if err := rows.Scan(values...); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, rows.Scan(values...))
 			for _, v := range values {
 				out.Write(*v.(*sql.RawBytes))
 				out.WriteByte('\n')
 			}
 		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, errors.Join(rows.Err(), rows.Close()))
 	}
 	return out.String()
 }
@@ -735,9 +709,7 @@ func dumpRedis(t testing.TB, client *redis.Client) string {
 	for keys.Next(ctx) {
 		key := keys.Val()
 		kind, err := client.Type(ctx, key).Result()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		var value any
 		switch kind {
 		case "none": // it has expired meanwhile
@@ -758,13 +730,9 @@ func dumpRedis(t testing.TB, client *redis.Client) string {
 		if errors.Is(err, redis.Nil) {
 			continue
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		fmt.Fprintf(&out, "%s %v\n", key, value)
 	}
-	if err := keys.Err(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, keys.Err())
 	return out.String()
 }

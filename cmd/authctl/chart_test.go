@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // chartDecides are the settings that the Helm chart derives from other values.
@@ -21,26 +22,18 @@ func TestTheDocumentsOfTheChartAreUpToDate(t *testing.T) {
 	t.Parallel()
 	const path = "../../deploy/helm/authctl/values.schema.json"
 	have, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	var schema map[string]any
-	if err := json.Unmarshal(have, &schema); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, json.Unmarshal(have, &schema))
 	defs := schema["$defs"].(map[string]any)
 	defs["settings"], defs["secrets"] = settingsSchema(config.Keys(&settings{}))
 	var want bytes.Buffer
 	encoder := json.NewEncoder(&want)
 	encoder.SetEscapeHTML(false)
 	encoder.SetIndent("", "  ")
-	if err := encoder.Encode(schema); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, encoder.Encode(schema))
 	if *update {
-		if err := os.WriteFile(path, want.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.WriteFile(path, want.Bytes(), 0o644))
 		return
 	}
 	if !bytes.Equal(have, want.Bytes()) {

@@ -14,6 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestAClockIsCheckedByHowFarItIsOff(t *testing.T) {
@@ -49,9 +50,7 @@ func TestASecretThatRepeatsItselfIsWeak(t *testing.T) {
 func TestDoctorTellsAPortOfOursFromSomebodyElses(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer listener.Close()
 	go func() {
 		for {
@@ -75,9 +74,7 @@ func TestDoctorTellsAPortOfOursFromSomebodyElses(t *testing.T) {
 func TestDoctorSaysThatAPortDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0") // connections wait in its queue
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer listener.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -96,9 +93,7 @@ func TestDoctorNamesSeveralServersThatTakeWrites(t *testing.T) {
 	standby := former.Standby(t)
 	host := func(s *outboxtest.Server) string {
 		u, err := url.Parse(s.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		return u.Host
 	}
 	complaints := func(hosts ...string) (list []string) {
@@ -236,9 +231,7 @@ func TestDoctorSeesThatPartitionsWereAdded(t *testing.T) {
 	if err == nil {
 		err = outbox.PinPartitions(t.Context(), db, to, 6, 96)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	d := &doctor{app: &app{db: db}, schemaFits: true}
 	for partitions, fits := range map[int]bool{6: true, 8: false} {
 		found := d.partitionsFit(t.Context(), "kafka:auth.events", partitions)

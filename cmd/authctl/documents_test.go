@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestTheTagsOfTheSettingsAreSound(t *testing.T) {
@@ -29,15 +30,11 @@ func TestTheDocumentsOfTheSettingsAreUpToDate(t *testing.T) {
 	} {
 		want := write(t, config.Keys(&settings{}))
 		if *update {
-			if err := os.WriteFile(path, want, 0o644); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, os.WriteFile(path, want, 0o644))
 			continue
 		}
 		have, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if !bytes.Equal(have, want) {
 			t.Errorf("%s is out of date; write it again with: go test ./cmd/authctl -run Documents -update", path)
 		}
@@ -56,12 +53,8 @@ func TestNoSettingIsCalledRemoved(t *testing.T) {
 func TestTheSettingsFileOfTheRepositorySetsNothing(t *testing.T) {
 	t.Parallel()
 	var file, none settings
-	if err := config.Load(&file, config.Options{File: "../../config.yaml"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := config.Load(&none, config.Options{File: os.DevNull}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, config.Load(&file, config.Options{File: "../../config.yaml"}))
+	testenv.Must(t, config.Load(&none, config.Options{File: os.DevNull}))
 	want := config.Keys(&none)
 	for i, key := range config.Keys(&file) {
 		if key.Value != want[i].Value || key.Source != "default" {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestHealthAsksWhereTheSettingsSay(t *testing.T) {
@@ -108,24 +109,16 @@ func TestHealthAsksAListenerWithTLS(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "auth.example.com"},
 		DNSNames: []string{"auth.example.com"}, NotAfter: time.Now().Add(time.Hour)}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: cert},
 		"key.pem": {Type: "PRIVATE KEY", Bytes: private}} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600))
 	}
 	flags := []string{"--set", "app.tls.cert_file=cert.pem", "--set", "app.tls.key_file=key.pem", "--set",
 		"app.host=127.0.0.1", "--set", "app.operator_addr=off"}
@@ -175,9 +168,7 @@ func TestTheServiceManagerIsToldOfTheStartAndTheStop(t *testing.T) {
 		t.Chdir(dir)
 		path := filepath.Join(dir, "notify")
 		socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		defer socket.Close()
 		t.Setenv("NOTIFY_SOCKET", path)
 		process := runInBackground(t, command, "--set", "app.port=0", "--set", "app.host=127.0.0.1", "--set",

@@ -92,9 +92,7 @@ func below(t *testing.T, dir string) []string {
 		}
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	return names
 }
 
@@ -178,13 +176,9 @@ func TestWhoLooksIntoPostgreSQLMakesNothingHere(t *testing.T) {
 func countKeys(t *testing.T, driver, source string) (n int) {
 	t.Helper()
 	db, err := sql.Open(driver, source)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer db.Close()
-	if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM signing_key").Scan(&n); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, db.QueryRowContext(t.Context(), "SELECT count(*) FROM signing_key").Scan(&n))
 	return n
 }
 

@@ -33,6 +33,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver/httpservertest"
 	"github.com/toppira/authctl/platform/openapi/openapitest"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // site is the service on a fresh database. Its answers are checked against the document that it
@@ -64,9 +65,7 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	}
 	db := dbtest.SQLite(t)
 	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: db})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Cleanup(func() {
 		if err := svc.Close(); err != nil {
 			t.Error(err)
@@ -74,9 +73,7 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	})
 	contacts, err := contact.New(contact.Config{FromUsername: true, Required: "off", Notify: "changes"},
 		contact.Deps{DB: db, Auth: svc, Secrets: cfg.Token.Secrets()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	routes := authhttp.Routes(svc, authhttp.Options{Issuer: "https://auth.test"})
 	routes = append(routes, contacthttp.Routes(svc, contacts)...)
 	routes = append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness())...)

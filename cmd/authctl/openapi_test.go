@@ -17,6 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/openapi"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 var update = flag.Bool("update", false, "write generated files again")
@@ -39,13 +40,9 @@ func TestOpenAPIIsWhatTheTableSays(t *testing.T) {
 		Groups: append(slices.Concat(authhttp.Groups, contacthttp.Groups),
 			[2]string{"probes", "For load balancers and orchestrators"}),
 	}, surface())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	if *update {
-		if err := os.WriteFile("openapi/openapi.json", document, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.WriteFile("openapi/openapi.json", document, 0o644))
 		return
 	}
 	if string(document) != string(openAPI) {
@@ -94,9 +91,7 @@ func TestTheDocumentHasNoUnions(t *testing.T) {
 func loadOpenAPI(t *testing.T) *openapi3.T {
 	t.Helper()
 	document, err := openapi3.NewLoader().LoadFromData(openAPI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	return document
 }
 

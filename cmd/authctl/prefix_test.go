@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // A proxy mounts the service at a path, and removes the path before it passes requests on. The
@@ -39,26 +41,18 @@ func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 	f.serve()
 
 	jar, err := cookiejar.New(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	browser := &http.Client{Jar: jar, Timeout: patience}
 	do := func(method, target, body string) (status int, text string, at *url.URL) {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), method, target, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		req.Header.Set("Content-Type", "application/json")
 		res, err := browser.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		defer res.Body.Close()
 		data, err := io.ReadAll(res.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		return res.StatusCode, string(data), res.Request.URL
 	}
 
@@ -112,9 +106,7 @@ func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 	}
 	for _, part := range parts {
 		ref, err := at.Parse(part[1])
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if status, _, _ := do("GET", ref.String(), ""); status != 200 {
 			t.Errorf("%s of the page: %d", ref, status)
 		}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestColumnsAlignWhateverIsInThem(t *testing.T) {
@@ -21,9 +23,7 @@ func TestColumnsAlignWhateverIsInThem(t *testing.T) {
 		{"6", "two\nlines\tof it", ""},
 	}
 	var out bytes.Buffer
-	if err := printAligned(&out, rows); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, printAligned(&out, rows))
 	const want = `ID  DEVICE           IP
 1   会議室           x
 2   été              x
@@ -41,9 +41,7 @@ func TestColumnsAlignWhateverIsInThem(t *testing.T) {
 func TestWideTextIsBrokenWhereItsLineEnds(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	if err := printPairsWithin(&out, 40, [][]string{{"device", "会議室の端末 会議室の端末 会議室の端末"}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, printPairsWithin(&out, 40, [][]string{{"device", "会議室の端末 会議室の端末 会議室の端末"}}))
 	for line := range strings.Lines(out.String()) {
 		if columns := width(strings.TrimSuffix(line, "\n")); columns > 40 {
 			t.Errorf("%d columns: %s", columns, line)
@@ -84,9 +82,7 @@ func TestJSONControlsNoTerminal(t *testing.T) {
 	t.Parallel()
 	value := map[string]string{"agent": "a\x1b\u009b\u202e\x7f漢"}
 	var out bytes.Buffer
-	if err := printJSON(&out, value); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, printJSON(&out, value))
 	if bytes.ContainsFunc(out.Bytes(), controls) {
 		t.Errorf("got %q", &out)
 	}
@@ -99,9 +95,7 @@ func TestJSONControlsNoTerminal(t *testing.T) {
 func TestDoctorQuotesOthersWithoutTheirControls(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	if err := printFinding(&out, failing("the server said\x1b[2J\u202e that\nit is away", "start it")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, printFinding(&out, failing("the server said\x1b[2J\u202e that\nit is away", "start it")))
 	if bytes.ContainsFunc(out.Bytes(), controls) || bytes.Count(out.Bytes(), []byte("\n")) != 1 {
 		t.Errorf("it prints %q", &out)
 	}

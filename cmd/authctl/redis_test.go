@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // api is a server under test, as its clients see it.
@@ -91,9 +92,7 @@ func serveOn(t *testing.T, set ...string) (api, *background) {
 
 func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	text, err := os.ReadFile("../../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	rights := regexp.MustCompile(`ACL SETUSER authctl on >PASSWORD resetchannels ((?s).*?)\n` +
 		"```").FindSubmatch(text)
 	if rights == nil {
@@ -107,9 +106,7 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 			words = append(words, word)
 		}
 	}
-	if err := admin.Do(t.Context(), words...).Err(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, admin.Do(t.Context(), words...).Err())
 	t.Setenv("REDIS_URL", strings.Replace(server.URL(), "redis://", "redis://authctl:secret@", 1))
 	a, said := serveOn(t, "auth.throttle.register_per_minute=100")
 

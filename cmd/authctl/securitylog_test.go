@@ -23,6 +23,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // securityEvent is a record of the security log, as the code writes it.
@@ -92,9 +94,7 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 			}
 			return nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 	}
 	for function, p := range passedOn {
 		for _, call := range calls[function] {
@@ -158,9 +158,7 @@ func zapFields(scope ast.Node, record *ast.CallExpr, names map[string]bool) {
 func TestEverySecurityEventIsDocumented(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../docs/security-log.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	quoted := regexp.MustCompile("`([a-z_]+)`")
 	words := func(cell string) (list []string) {
 		for _, m := range quoted.FindAllStringSubmatch(cell, -1) {
@@ -217,9 +215,7 @@ func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 		"f\x00\x7f\b", `g"` + "\\\",\"msg\":\"forged", strings.Repeat("h\n", 3000), "i\ufeff\u200f\U000e0001",
 	} {
 		text, err := json.Marshal(nasty)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		for _, path := range []string{"login", "register"} {
 			send("POST", "/api/v1/auth/"+path, `{"username":`+string(text)+`,"password":"not the password"}`, nil)
 			send("POST", "/api/v1/auth/"+path, `{"username":"alice","password":`+string(text)+`,"device_name":`+
@@ -242,9 +238,7 @@ func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 	requests += f.sendRaw(fmt.Sprintf("POST /api/v1/auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
 	requests += f.sendRaw("GET /" + huge + " HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	requests += f.sendRaw("GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + huge + "\r\n\r\n")
-	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, server.Process.Signal(syscall.SIGTERM))
 	_ = server.Wait()
 
 	seen := map[string]int{}

@@ -97,17 +97,13 @@ func TestTheRelayOfServeDoesNotWaitForTheConnectionsOfRequests(t *testing.T) {
 				Source: "https://auth.example",
 				Data:   json.RawMessage(`{}`)}
 			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			testenv.Eventually(t, "the event is published", func() bool {
 				log, err := os.ReadFile("data/events.ndjson")
 				return err == nil && bytes.Contains(log, []byte(e.ID.String()))
 			})
 		}
-		if err := end(false); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, end(false))
 		wait()
 	}
 }
@@ -142,30 +138,20 @@ func holdConnections(t *testing.T, a api) (wait func()) {
 func TestWhoIsStoppedWhileStartingHasNotFailed(t *testing.T) {
 	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer silent.Close()
 	program, err := exec.LookPath("authctl")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	for args, want := range map[string]int{"serve": 0, "relay": 0, "user list": 1} {
 		var said bytes.Buffer
 		cmd := exec.CommandContext(t.Context(), program, strings.Fields(args)...)
 		cmd.Dir, cmd.Stderr = t.TempDir(), &said
 		cmd.Env = append(os.Environ(), "DATABASE_URL=postgres://u@"+silent.Addr().String()+"/d?sslmode=disable",
 			"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD", "APP_PORT=0", "APP_OPERATOR_ADDR=off")
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, cmd.Start())
 		conn, err := silent.Accept() // it waits for an answer from now on
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
+		testenv.Must(t, cmd.Process.Signal(syscall.SIGTERM))
 		_ = cmd.Wait()
 		conn.Close()
 		if got := cmd.ProcessState.ExitCode(); got != want {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // TestEveryHostIsCheckedBeforeItIsDialled finds the settings that take a host by their names and
@@ -64,9 +65,7 @@ func TestEverySecretLosesTheWhiteSpaceAroundIt(t *testing.T) {
 	load := func(key config.Key, text string) []string {
 		var s settings
 		path := t.TempDir() + "/secret"
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.WriteFile(path, []byte(text), 0o600))
 		var seen []string
 		for _, entry := range []string{key.Env + "=" + text, key.Env + "_FILE=" + path} {
 			// Other settings may be missing; only the secret counts here.

@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 const yamlHead = `# Every setting with its default. Keep the groups; remove the # in front of a setting to
@@ -223,9 +224,7 @@ func TestTheDocumentedFileLoadsAsTheDefaults(t *testing.T) {
 	load := func(text string) *documented {
 		t.Helper()
 		d, path := &documented{}, filepath.Join(t.TempDir(), "config.yaml")
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.WriteFile(path, []byte(text), 0o600))
 		if err := config.Load(d, config.Options{File: path}); err != nil {
 			t.Fatalf("%v in\n%s", err, text)
 		}

@@ -30,9 +30,7 @@ import (
 func terminal(t *testing.T, columns uint16) (tty, keyboard *os.File, close func() string) {
 	t.Helper()
 	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Cleanup(func() { _ = screen.Close() })
 	fd := int(screen.Fd())
 	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
@@ -42,13 +40,9 @@ func terminal(t *testing.T, columns uint16) (tty, keyboard *os.File, close func(
 	if err == nil {
 		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: columns})
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	seen := make(chan string)
 	go func() {
 		text, _ := io.ReadAll(screen) // ends with an error when the other side is closed
@@ -75,9 +69,7 @@ func onTerminal(t *testing.T, columns uint16, line ...string) string {
 
 func TestNoLineWrapsOnATerminal(t *testing.T) {
 	dir, err := os.MkdirTemp("", "t") // a short name, because the output has it
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	t.Chdir(dir)
 	flags := []string{"--set", "app.operator_addr=off", "--set", "auth.password.bcrypt_cost=4", "--set", "app.port=0",
@@ -87,13 +79,9 @@ func TestNoLineWrapsOnATerminal(t *testing.T) {
 	base := "http://127.0.0.1:" + server.await(t, `"port": (\d+)`)
 	account, err := json.Marshal(map[string]string{"username": "alice-with-a-long-name@mail.example.com",
 		"password": "correct horse battery staple"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	res, err := http.Post(base+"/api/v1/auth/register", "application/json", bytes.NewReader(account))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	_ = res.Body.Close()
 	if res.StatusCode != http.StatusCreated {
 		t.Fatal(res.Status)

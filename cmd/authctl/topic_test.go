@@ -11,22 +11,19 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Brokers that are frozen accept connections and never answer.
 func TestAFrozenKafkaIsGivenUpWithARemedy(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer l.Close()
 	a := &app{log: zap.NewNop()}
-	if err := config.Load(&a.settings, config.Options{File: os.DevNull,
+	testenv.Must(t, config.Load(&a.settings, config.Options{File: os.DevNull,
 		Environ:  []string{"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD"},
-		Override: map[string]string{"kafka.brokers": l.Addr().String()}}); err != nil {
-		t.Fatal(err)
-	}
+		Override: map[string]string{"kafka.brokers": l.Addr().String()}}))
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err = a.askTarget(ctx)

@@ -20,14 +20,10 @@ import (
 func between(t *testing.T, dsn string, drop bool, passes func(sent []byte) (sending, answers bool)) string {
 	t.Helper()
 	u, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	server := u.Host
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
@@ -100,9 +96,7 @@ func TestAnInterruptedEndOfAllSessionsSaysHowToGoOn(t *testing.T) {
 	t.Parallel()
 	dsn, dir := dbtest.PostgresURL(t), t.TempDir()
 	program, err := exec.LookPath("authctl")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	command := func(dsn string, words ...string) (*exec.Cmd, *background) {
 		cmd, out := exec.CommandContext(t.Context(), program, words...), &background{}
 		cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, strings.NewReader("correct horse battery staple\n"), out, out
@@ -125,13 +119,9 @@ func TestAnInterruptedEndOfAllSessionsSaysHowToGoOn(t *testing.T) {
 		return true, true
 	})
 	cmd, out := command(slow, "session", "revoke", "--all", "--yes")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, cmd.Start())
 	testenv.Eventually(t, "the first accounts are done", held.Load)
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, cmd.Process.Signal(os.Interrupt))
 	code := outcome(cmd.Wait())
 	if said := out.String(); code != "1" || !strings.Contains(said, "every session of 1 account has ended, and then") ||
 		!strings.Contains(said, "go on with: authctl session revoke --all --yes --after ") {
@@ -170,9 +160,7 @@ func TestACommandThatMissesTheAnswerToItsCommitSaysSo(t *testing.T) {
 			run := func(dsn, command string) (code, said string) {
 				t.Helper()
 				program, err := exec.LookPath("authctl")
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, err)
 				cmd := exec.CommandContext(t.Context(), program, strings.Fields(command)...)
 				cmd.Dir, cmd.Stdin = dir, strings.NewReader("correct horse battery staple\n")
 				cmd.Env = append(slices.Clone(os.Environ()), "DATABASE_URL="+dsn, "AUTH_PASSWORD_BCRYPT_COST=4",

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // twoAccounts is an installation in which another account has alice's id as its username. Older
@@ -23,9 +25,7 @@ type twoAccounts struct {
 func newTwoAccounts(t *testing.T) *twoAccounts {
 	t.Helper()
 	two := &twoAccounts{t: t, dir: t.TempDir()}
-	if err := os.WriteFile(two.passwordFile(), []byte("correct horse battery staple\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, os.WriteFile(two.passwordFile(), []byte("correct horse battery staple\n"), 0o600))
 	create := func(name string) string {
 		code, out, complaint := two.run("user", "create", name, "--password-file", two.passwordFile())
 		if code != exitDone {

@@ -128,9 +128,7 @@ func TestEventsReachAWebhook(t *testing.T) {
 				res, err := http.Post("http://127.0.0.1:"+port+"/api/v1/auth/register",
 					"application/json", //nolint:noctx,gosec // in a test
 					strings.NewReader(`{"username":"`+name+`","password":"correct horse battery staple"}`))
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, err)
 				defer res.Body.Close()
 				if res.StatusCode != http.StatusCreated {
 					t.Fatalf("registering answers %d", res.StatusCode)
@@ -174,9 +172,7 @@ func TestEventsReachAWebhook(t *testing.T) {
 			port = served.await(t, `"port": (\d+)`)
 			register("bob")
 			t.Setenv("AUTH_TOKEN_SECRET", "")
-			if err := os.Unsetenv("AUTH_TOKEN_SECRET"); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, os.Unsetenv("AUTH_TOKEN_SECRET"))
 			without := runInBackground(t, "relay")
 			without.await(t, `(webhooks_left_to_others)`)
 			t.Setenv("AUTH_TOKEN_SECRET", second)
@@ -184,9 +180,7 @@ func TestEventsReachAWebhook(t *testing.T) {
 			with := runInBackground(t, "relay")
 			with.await(t, `(webhook_secret_sealed_again)`)
 			registers("carol", 1, 2, 2)
-			if err := os.Unsetenv("AUTH_TOKEN_PREVIOUS_SECRETS"); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, os.Unsetenv("AUTH_TOKEN_PREVIOUS_SECRETS"))
 			if tried := answerOf(t, 0, "outbox", "target", "test", "hook"); !tried.OK {
 				t.Errorf("with the second secret alone: %+v", tried)
 			}

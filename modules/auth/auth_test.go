@@ -142,9 +142,7 @@ func TestADisabledAccountIsToldOnlyToWhoKnowsThePassword(t *testing.T) {
 	each(t, func(t *testing.T, env *testEnv) {
 		name, tokens := env.newUser(t)
 		user := env.caller(t, tokens).User
-		if err := env.DisableUser(t.Context(), user.ID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.DisableUser(t.Context(), user.ID))
 		if _, err := env.Login(t.Context(), Credentials{name, "wrong password"},
 			phone()); err != error(ErrInvalidCredentials) {
 			t.Errorf("wrong password: %v", err)
@@ -154,14 +152,10 @@ func TestADisabledAccountIsToldOnlyToWhoKnowsThePassword(t *testing.T) {
 			t.Errorf("right password: %v", err)
 		}
 		env.over(t, tokens)
-		if err := env.EnableUser(t.Context(), user.ID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EnableUser(t.Context(), user.ID))
 		env.over(t, tokens) // ended sessions stay ended
 		env.live(t, env.signIn(t, name))
-		if err := env.EnableUser(t.Context(), user.ID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EnableUser(t.Context(), user.ID))
 		env.expectEvents(t, user.ID, "UserRegistered", "UserDisabled", "AllSessionsRevoked", "UserEnabled",
 			"UserLoggedIn")
 	})
@@ -172,16 +166,12 @@ func TestRefreshReplacesTheTokenAndReplaysItsSuccessor(t *testing.T) {
 	each(t, func(t *testing.T, env *testEnv) {
 		_, first := env.newUser(t)
 		second, err := env.Refresh(t.Context(), first.RefreshToken, phone())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if second.RefreshToken == first.RefreshToken || second.SessionID != first.SessionID || second.Replayed {
 			t.Errorf("not a successor: %v", second)
 		}
 		again, err := env.another(t).Refresh(t.Context(), first.RefreshToken, phone())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if again.RefreshToken != second.RefreshToken || !again.Replayed {
 			t.Error("the replaced token did not get the same successor again")
 		}
@@ -304,9 +294,7 @@ func TestReuseThatCouldNotBeAnnouncedIsAnnouncedByHousekeeping(t *testing.T) {
 		// The server dies after it has stopped the session in the store and before the transaction.
 		// The test stops the session as a refresh would, and does nothing more.
 		presented, err := env.codec.Parse(first.RefreshToken)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		_, rotation := env.codec.Next(presented)
 		rotation.IdleTTL = time.Hour
 		if _, err := env.sessions.Rotate(t.Context(), rotation); err != nil {
@@ -347,9 +335,7 @@ func TestAStopDoesNotWaitForEveryReuse(t *testing.T) {
 		_, tokens := env.newUser(t)
 		env.live(t, tokens)
 		presented, err := env.codec.Parse(tokens.RefreshToken)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		_, rotation := env.codec.Next(presented)
 		rotation.IdleTTL = time.Hour
 		if _, err := env.sessions.Rotate(t.Context(), rotation); err != nil {
@@ -401,9 +387,7 @@ func TestLogoutEndsTheSessionAndIsIdempotent(t *testing.T) {
 		second := env.signIn(t, name)
 		user := env.caller(t, first).User.ID
 		for range 2 {
-			if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, env.LogoutRefresh(t.Context(), first.RefreshToken))
 			if _, err := env.LogoutAccess(t.Context(), first.AccessToken); err != nil {
 				t.Fatal(err)
 			}
@@ -433,9 +417,7 @@ func TestSessionsAreListedAndEndedByTheirOwnerAlone(t *testing.T) {
 		_, stranger := env.newUser(t)
 		caller := env.caller(t, first)
 		list, err := env.Sessions(t.Context(), caller)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if len(list) != 2 {
 			t.Fatalf("%d sessions", len(list))
 		}
@@ -451,17 +433,13 @@ func TestSessionsAreListedAndEndedByTheirOwnerAlone(t *testing.T) {
 			}
 		}
 		env.live(t, stranger)
-		if err := env.EndSession(t.Context(), caller, second.SessionID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSession(t.Context(), caller, second.SessionID))
 		env.over(t, second)
 		first = env.live(t, first)
 		if err := env.EndSession(t.Context(), caller, second.SessionID); !errors.Is(err, ErrSessionNotFound) {
 			t.Errorf("a session that has ended: %v", err)
 		}
-		if err := env.EndSession(t.Context(), caller, first.SessionID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSession(t.Context(), caller, first.SessionID))
 		env.over(t, first)
 	})
 }
@@ -471,22 +449,16 @@ func TestEndingAllSessionsMayKeepTheCallingOne(t *testing.T) {
 	each(t, func(t *testing.T, env *testEnv) {
 		name, first := env.newUser(t)
 		second, third := env.signIn(t, name), env.signIn(t, name)
-		if err := env.EndSessions(t.Context(), env.caller(t, second), true); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSessions(t.Context(), env.caller(t, second), true))
 		env.over(t, first)
 		env.over(t, third)
 		second = env.live(t, second)
 		fourth := env.signIn(t, name)
-		if err := env.EndSessions(t.Context(), env.caller(t, fourth), true); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSessions(t.Context(), env.caller(t, fourth), true))
 		env.over(t, second) // keeping it once does not keep it always
 		fourth = env.live(t, fourth)
 		user := env.caller(t, fourth).User.ID
-		if err := env.EndSessions(t.Context(), env.caller(t, fourth), false); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSessions(t.Context(), env.caller(t, fourth), false))
 		env.over(t, fourth)
 		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "AllSessionsRevoked",
 			"UserLoggedIn", "AllSessionsRevoked", "AllSessionsRevoked")
@@ -516,9 +488,7 @@ func TestChangingThePasswordKeepsTheCallingSessionAlone(t *testing.T) {
 		}
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
 		after, err := env.ChangePassword(t.Context(), caller, goodPassword, replacement, phone())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if after.SessionID != first.SessionID || after.RefreshToken == first.RefreshToken {
 			t.Error("the calling session got no new tokens")
 		}
@@ -551,9 +521,7 @@ func TestDeletingAnAccountEndsEverythingAndFreesTheName(t *testing.T) {
 		if err := env.DeleteOwn(t.Context(), caller, "wrong password", phone()); !errors.Is(err, ErrWrongPassword) {
 			t.Errorf("wrong password: %v", err)
 		}
-		if err := env.DeleteOwn(t.Context(), caller, goodPassword, phone()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.DeleteOwn(t.Context(), caller, goodPassword, phone()))
 		env.over(t, tokens)
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "AllSessionsRevoked", "UserDeleted")
 		if err := env.LogoutRefresh(t.Context(), tokens.RefreshToken); err != nil {
@@ -564,9 +532,7 @@ func TestDeletingAnAccountEndsEverythingAndFreesTheName(t *testing.T) {
 			t.Errorf("sign in: %v", err)
 		}
 		again, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if env.caller(t, again).User.ID == caller.User.ID {
 			t.Error("the id was reused")
 		}
@@ -581,20 +547,14 @@ func TestADeletedAccountIsCountedNoMore(t *testing.T) {
 		env.newUser(t)
 		counters := func() (n int) {
 			t.Helper()
-			if err := outbox.Retain(t.Context(), env.db, -time.Minute); err != nil {
-				t.Fatal(err)
-			}
-			if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_key").Scan(&n); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, outbox.Retain(t.Context(), env.db, -time.Minute))
+			testenv.Must(t, env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_key").Scan(&n))
 			return n
 		}
 		if n := counters(); n != 2 {
 			t.Fatalf("%d counters for two accounts", n)
 		}
-		if err := env.DeleteUser(t.Context(), env.caller(t, tokens).User.ID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.DeleteUser(t.Context(), env.caller(t, tokens).User.ID))
 		if n := counters(); n != 1 {
 			t.Errorf("%d counters for one account", n)
 		}
@@ -653,9 +613,7 @@ func TestManySessionsEndInFewRoundTrips(t *testing.T) { // not parallel: it sets
 	collector := tracingtest.New(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
 	tracer, err := tracing.Open(t.Context(), "test", zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	env := newEnv(t, testConfig(), db, nil)
 	asked := map[string]int{}
 	for _, many := range []int{1, 20} {
@@ -672,9 +630,7 @@ func TestManySessionsEndInFewRoundTrips(t *testing.T) { // not parallel: it sets
 		}
 		span.End()
 	}
-	if err := tracer.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, tracer.Close())
 	names := map[string]string{}
 	for _, span := range collector.Spans() {
 		if span.Parent == "" {
@@ -710,14 +666,10 @@ func TestASessionRecordLeftInTheStoreIsRefusedAfterItsEnd(t *testing.T) {
 		second := env.signIn(t, name)
 		user := env.caller(t, first).User.ID
 		// The store was down when the sessions ended, so only the database knows.
-		if err := env.commitRevocation(t.Context(), user, first.SessionID, ReasonLogout); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.commitRevocation(t.Context(), user, first.SessionID, ReasonLogout))
 		env.over(t, first)
 		a, err := accountByID(t.Context(), env.db, user)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if _, err := raiseEpoch(t.Context(), env.db, a, uuid.NullUUID{}, time.Now()); err != nil {
 			t.Fatal(err)
 		}
@@ -750,23 +702,15 @@ func TestASessionThatEndedWithAllOthersDoesNotEndAgain(t *testing.T) {
 	each(t, func(t *testing.T, env *testEnv) {
 		name, first := env.newUser(t)
 		caller := env.caller(t, first)
-		if err := env.EndSessions(t.Context(), caller, false); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSessions(t.Context(), caller, false))
 		if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil { // as apps do that are refused
 			t.Fatal(err)
 		}
-		if err := env.Revoke(t.Context(), first.RefreshToken); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.Revoke(t.Context(), first.RefreshToken))
 		// Redis was away when it ended, and a token of its record is used again.
-		if err := env.announceReuse(t.Context(), caller.User.ID, first.SessionID, 1, "", ""); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.announceReuse(t.Context(), caller.User.ID, first.SessionID, 1, "", ""))
 		second := env.signIn(t, name)
-		if err := env.LogoutRefresh(t.Context(), second.RefreshToken); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.LogoutRefresh(t.Context(), second.RefreshToken))
 		env.over(t, second)
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "AllSessionsRevoked", "UserLoggedIn", "SessionRevoked")
 	})
@@ -794,9 +738,7 @@ func TestASessionThatEndedWithAllOthersIsNotEvicted(t *testing.T) {
 			}
 			return err
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn", "AllSessionsRevoked", "SessionRevoked")
 	})
 }
@@ -808,17 +750,13 @@ func TestAPasswordIsClosedWithoutHashing(t *testing.T) {
 		name, tokens := env.newUser(t)
 		user, free := env.caller(t, tokens).User, env.another(t)
 		_ = env.passwords.Close()
-		if err := env.ClosePassword(t.Context(), user.ID, phone(), nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.ClosePassword(t.Context(), user.ID, phone(), nil))
 		env.over(t, tokens)
 		_, err := free.Login(t.Context(), Credentials{name, goodPassword}, phone())
 		if !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("a sign-in with the former password: %v", err)
 		}
-		if err := free.ResetPassword(t.Context(), user.ID, goodPassword, phone(), nil); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, free.ResetPassword(t.Context(), user.ID, goodPassword, phone(), nil))
 		free.signIn(t, name)
 	})
 }
@@ -850,9 +788,7 @@ func TestAWeakerHashIsRenewedBySigningIn(t *testing.T) {
 		stronger.Password.BcryptCost = 5
 		newEnv(t, stronger, env.db, env.redis).signIn(t, name)
 		a, err := accountByID(t.Context(), env.db, user)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if !strings.HasPrefix(a.passwordHash, "$2b$05$") {
 			t.Errorf("still %.7s", a.passwordHash)
 		}
@@ -874,9 +810,7 @@ func TestIntrospectionTellsOnlyOfLiveTokens(t *testing.T) {
 		if _, active, err := env.Introspect(t.Context(), tokens.RefreshToken); err != nil || active {
 			t.Errorf("a replaced refresh token: %v %v", active, err)
 		}
-		if err := env.Revoke(t.Context(), next.RefreshToken); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.Revoke(t.Context(), next.RefreshToken))
 		for _, text := range []string{next.AccessToken, next.RefreshToken, "", "x.y.z", "art_"} {
 			if _, active, err := env.Introspect(t.Context(), text); err != nil || active {
 				t.Errorf("%.10s: %v %v", text, active, err)

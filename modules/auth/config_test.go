@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Existing settings of deployments keep working, and so do the few seconds with which people try
@@ -27,9 +28,7 @@ func TestLifetimesOfSessionsAreTakenAsSet(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var cfg Config
-			if err := config.Load(&cfg, config.Options{Environ: tc.environ}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, config.Load(&cfg, config.Options{Environ: tc.environ}))
 			if cfg.RefreshTokenTTL != tc.idle || cfg.SessionMaxAge != tc.maximum {
 				t.Errorf("got %v and %v, want %v and %v", cfg.RefreshTokenTTL, cfg.SessionMaxAge, tc.idle, tc.maximum)
 			}
@@ -55,9 +54,7 @@ func TestASessionEndsByItsAgeWhateverTheIdleTime(t *testing.T) {
 func TestTheDefaultIssuerIsTheOneOfTheSettings(t *testing.T) {
 	t.Parallel()
 	var cfg Config
-	if err := config.Load(&cfg, config.Options{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, config.Load(&cfg, config.Options{}))
 	if cfg.Token.Issuer != DefaultIssuer {
 		t.Errorf("%q and %q", cfg.Token.Issuer, DefaultIssuer)
 	}
@@ -105,11 +102,9 @@ func TestSeveralAudiencesAreAList(t *testing.T) {
 		" orders , https://api.example/x ": `["orders","https://api.example/x"]`,
 	} {
 		var cfg Config
-		if err := config.Load(&cfg,
+		testenv.Must(t, config.Load(&cfg,
 			config.Options{Environ: []string{"AUTH_TOKEN_AUDIENCE=" + setting, "AUTH_TOKEN_SECRET=" +
-				testSecret}}); err != nil {
-			t.Fatal(err)
-		}
+				testSecret}}))
 		eachWith(t, func(c *Config) { c.Token.Audience = cfg.Token.Audience }, func(t *testing.T, env *testEnv) {
 			_, tokens := env.newUser(t)
 			payload, err := base64.RawURLEncoding.DecodeString(strings.Split(tokens.AccessToken, ".")[1])

@@ -68,9 +68,7 @@ func eachWith(t *testing.T, set func(*Config), test func(t *testing.T, env *test
 func redisClient(t testing.TB) *redis.Client {
 	t.Helper()
 	opt, err := redis.ParseURL(testenv.Redis(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	client := redis.NewClient(opt)
 	t.Cleanup(func() { _ = client.Close() })
 	return client
@@ -82,9 +80,7 @@ func newEnv(t testing.TB, cfg Config, db *database.DB, rc cache.Client) *testEnv
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), env.log, zap.DebugLevel))
 	var err error
 	env.Service, err = New(t.Context(), cfg, Deps{DB: db, Redis: rc, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Cleanup(func() {
 		if err := env.Close(); err != nil {
 			t.Error(err)
@@ -202,25 +198,17 @@ func (env *testEnv) events(t testing.TB, userID uuid.UUID) []told {
 	t.Helper()
 	rows, err := env.db.QueryContext(context.Background(),
 		"SELECT type, key_seq, data FROM outbox_event WHERE key = ? ORDER BY id", userID.String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer rows.Close()
 	var list []told
 	for rows.Next() {
 		var e told
 		var data string
-		if err := rows.Scan(&e.Type, &e.Seq, &data); err != nil {
-			t.Fatal(err)
-		}
-		if err := json.Unmarshal([]byte(data), &e.Data); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, rows.Scan(&e.Type, &e.Seq, &data))
+		testenv.Must(t, json.Unmarshal([]byte(data), &e.Data))
 		list = append(list, e)
 	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, rows.Err())
 	return list
 }
 

@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 var update = flag.Bool("update", false, "write the golden files again")
@@ -30,9 +32,7 @@ func everything(t *testing.T, env *testEnv) []emitted {
 	t.Helper()
 	ok := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 	}
 	name, first := env.newUser(t)
 	user := env.caller(t, first).User
@@ -123,16 +123,12 @@ func everything(t *testing.T, env *testEnv) []emitted {
 func schemas(t *testing.T) map[string]*jsonschema.Schema {
 	t.Helper()
 	files, err := filepath.Glob("../../docs/schemas/*.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	compiler := jsonschema.NewCompiler()
 	compiler.AssertFormat()
 	for _, path := range files {
 		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 		if err != nil {
 			t.Fatalf("%s: %v", path, err)
@@ -184,9 +180,7 @@ func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 				continue
 			}
 			value, err := jsonschema.UnmarshalJSON(strings.NewReader(e.Data))
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			if err := schema.Validate(value); err != nil {
 				t.Errorf("%s %s: %v", e.Type, e.Data, err)
 			}
@@ -255,9 +249,7 @@ func normalised(t *testing.T, data string) string {
 	data = aName.ReplaceAllString(data, "alice")
 	data = regexp.MustCompile(anyKey+`\d+`).ReplaceAllString(data, anyKey+"1")
 	var out bytes.Buffer
-	if err := json.Indent(&out, []byte(data), "", "  "); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, json.Indent(&out, []byte(data), "", "  "))
 	return out.String()
 }
 
@@ -267,12 +259,8 @@ func golden(t *testing.T, path string, shapes []string) {
 	t.Helper()
 	got := "[" + strings.Join(shapes, ",\n") + "]\n"
 	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		testenv.Must(t, os.WriteFile(path, []byte(got), 0o644))
 		return
 	}
 	want, err := os.ReadFile(path)

@@ -42,9 +42,7 @@ func alone(context.Context) error { return nil }
 func (env *testEnv) openFence(t testing.TB, rc cache.Client) *Fence {
 	t.Helper()
 	f, err := OpenFence(t.Context(), env.cfg, Deps{DB: env.db, Redis: rc})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
@@ -52,9 +50,7 @@ func (env *testEnv) openFence(t testing.TB, rc cache.Client) *Fence {
 func (env *testEnv) fence(t testing.TB) Fenced {
 	t.Helper()
 	done, err := env.openFence(t, env.redis).Run(t.Context(), alone, func(FenceStep, int) {})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	return done
 }
 
@@ -96,20 +92,14 @@ func TestAFenceEndsWhatWasIssued(t *testing.T) {
 		}
 		_, disabled := env.newUser(t)
 		lockedOut := env.caller(t, disabled).User.ID
-		if err := env.DisableUser(t.Context(), lockedOut); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.DisableUser(t.Context(), lockedOut))
 		key := env.keys.Active().KID()
 		staged, err := OpenKeys(env.db, env.cfg, nil).Stage(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		facts := env.number(t, "SELECT count(*) FROM revocation WHERE type = 'account'")
 
 		plan, err := env.openFence(t, env.redis).Plan(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if plan.Accounts != 2 || plan.Rows+plan.Records < 1 || len(plan.Keys) != 2 ||
 			plan.FromGeneration >= plan.ToGeneration ||
 			!plan.Interrupted.IsZero() || !plan.LastDone.IsZero() {
@@ -184,9 +174,7 @@ func TestAFenceIsAboveWhatTheDatabaseHasForgotten(t *testing.T) {
 	name, tokens := env.newUser(t)
 	id := env.caller(t, tokens).User.ID
 	for range 5 {
-		if err := env.EndSessions(t.Context(), env.caller(t, tokens), false); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSessions(t.Context(), env.caller(t, tokens), false))
 		tokens = env.signIn(t, name)
 	}
 	env.change(t, "UPDATE users SET session_epoch = 0, kept_sid = NULL WHERE id = ?", id) // the backup
@@ -194,9 +182,7 @@ func TestAFenceIsAboveWhatTheDatabaseHasForgotten(t *testing.T) {
 
 	// The operator says that Redis is lost, but it is not.
 	first, err := env.openFence(t, nil).Run(t.Context(), alone, func(FenceStep, int) {})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	if size, _ := env.redis.Do(t.Context(), "dbsize").Int(); size == 0 {
 		t.Fatal("Redis was emptied")
 	}
@@ -209,9 +195,7 @@ func TestAFenceIsAboveWhatTheDatabaseHasForgotten(t *testing.T) {
 	env.change(t, "UPDATE outbox_setting SET generation = 0")
 	testClockMovesOn(t, env, first.Generation)
 	second, err := env.openFence(t, nil).Run(t.Context(), alone, func(FenceStep, int) {})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	if second.Generation <= first.Generation {
 		t.Errorf("the generation %d after %d", second.Generation, first.Generation)
 	}

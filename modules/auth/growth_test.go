@@ -20,18 +20,14 @@ func TestNoRequestReadsAWholeTable(t *testing.T) {
 	const crowd, probes = 20_000, 20
 	dsn := dbtest.PostgresURL(t)
 	l, err := authbench.New(testSecret, 4, crowd, probes)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	fillWithACrowd(t, dsn, l, crowd)
 	counter := dbtest.OpenLimited(t, dsn, 1)
 	before := wholeReads(t, counter)
 
 	db := dbtest.Open(t, dsn)
 	t.Run("requests", func(t *testing.T) { useEverything(t, newEnv(t, testConfig(), db, nil), l) })
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, db.Close())
 	for table, n := range wholeReads(t, counter) {
 		if n > before[table] {
 			t.Errorf("%s was read completely, %d times", table, n-before[table])
@@ -70,13 +66,9 @@ func fillWithACrowd(t *testing.T, dsn string, l *authbench.Loader, crowd int) {
 		fills = append(fills, func() error { _, err := db.Write(t.Context(), q); return err })
 	}
 	for _, fill := range fills {
-		if err := fill(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, fill())
 	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, db.Close())
 }
 
 // wholeReads counts the full scans of each growing table. A connection reports its numbers when it
@@ -112,9 +104,7 @@ func useEverything(t *testing.T, env *testEnv, l *authbench.Loader) {
 	follow.catchUp()
 	for i, p := range l.Probes() {
 		tokens, err := env.Login(ctx, Credentials{p.Username, authbench.Password}, phone())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		refreshed, err := env.Refresh(ctx, p.Refresh, phone())
 		if err != nil {
 			t.Fatalf("a loaded session is not refreshed: %v", err)

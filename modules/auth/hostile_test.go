@@ -9,6 +9,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // hostile is text that some server, in some configuration, reads as more than a value.
@@ -103,14 +104,10 @@ func strange(t *testing.T, env *testEnv, text string) {
 		expected("find", err)
 	}
 	row, err := json.Marshal(map[string]string{"username": text, "password_hash": text, "id": text})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	again, err := json.Marshal(map[string]string{"username": text,
 		"password_hash": "$2a$04$Sl/ptLIEoS6FRRYGpQPnPu1wq7v5VHy5sJEd2WNaPVhLYYXDkGpmS"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	env.importText(t, string(row)+"\n"+string(again)+"\n", "native")
 
 	// All tables and their rows still exist.

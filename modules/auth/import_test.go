@@ -20,6 +20,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // importing collects the output of an import.
@@ -59,9 +60,7 @@ func (env *testEnv) importText(t testing.TB, text, from string) importing {
 func (env *testEnv) importFile(t testing.TB, name string, system ...string) importing {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("internal/userfile/testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	from, _, _ := strings.Cut(name, ".")
 	if len(system) > 0 && system[0] != "" {
 		from = system[0]
@@ -172,9 +171,7 @@ func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 						t.Errorf("%s, disabled at its source: %v", name, err)
 					}
 					u, err := env.FindUser(t.Context(), name)
-					if err != nil {
-						t.Fatal(err)
-					}
+					testenv.Must(t, err)
 					env.expectEvents(t, u.ID, "UserRegistered", "UserDisabled")
 				}
 			})
@@ -203,9 +200,7 @@ func (env *testEnv) importedSignsIn(t testing.TB, name, password string) {
 	}
 	env.live(t, tokens)
 	a, err := accountByName(t.Context(), env.db, strings.ToLower(name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	if !strings.HasPrefix(a.passwordHash, "$2") && !strings.HasPrefix(a.passwordHash, "$bcrypt-sha256$v=2") {
 		t.Errorf("%s signed in, but the hash is still %.12s…", name, a.passwordHash)
 	}
@@ -217,9 +212,7 @@ func TestImportKeepsWhatTheRecordSays(t *testing.T) {
 	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		env.importFile(t, "native.ndjson")
 		u, err := env.FindUser(t.Context(), "0192f0a1-7b1c-7d3e-8f00-0000000000a1")
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		got := fmt.Sprint(u.Username, " ", u.CreatedAt.Format("2006-01-02T15:04:05.000000Z07:00"), " ",
 			u.PasswordChangedAt.Format("2006-01-02"))
 		if want := "Native.bcrypt-2a 2021-03-04T05:06:07.123456Z 2022-03-04"; got != want {
@@ -464,9 +457,7 @@ func TestAnAccountThatComesBackBringsNoTokensBack(t *testing.T) {
 	each(t, func(t *testing.T, env *testEnv) {
 		name, old := env.newUser(t)
 		u := env.caller(t, old).User
-		if err := env.DeleteUser(t.Context(), u.ID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.DeleteUser(t.Context(), u.ID))
 		env.importText(t, oneRecord(u.ID.String(), name), "native").expect(t, 1, 0, 0)
 		if _, err := env.Authenticate(t.Context(), old.AccessToken); !errors.Is(err, ErrSessionRevoked) {
 			t.Errorf("an access token of the deleted account: %v", err)
@@ -614,9 +605,7 @@ func TestWhatIsExportedCanBeImportedElsewhere(t *testing.T) {
 			name, tokens := from.newUser(t)
 			u := from.caller(t, tokens).User
 			closed, closedTokens := from.newUser(t)
-			if err := from.DisableUser(t.Context(), from.caller(t, closedTokens).User.ID); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, from.DisableUser(t.Context(), from.caller(t, closedTokens).User.ID))
 			from.importFile(t, "native.ndjson")
 			var file bytes.Buffer
 			n, err := from.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true})
@@ -668,9 +657,7 @@ func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 	for _, name := range []string{"native.ndjson", "keycloak.json", "auth0.ndjson", "django.json", "supabase.csv",
 		"firebase.json"} {
 		text, err := os.ReadFile("internal/userfile/testdata/" + name)
-		if err != nil {
-			f.Fatal(err)
-		}
+		testenv.Must(f, err)
 		f.Add(string(text))
 	}
 	hash := &FirebaseHash{SignerKey: "AAAA", SaltSeparator: "Bw==", Rounds: 8, MemCost: 14}
@@ -725,9 +712,7 @@ func TestARenewedHashIsNoChangedPassword(t *testing.T) {
 		tokens := env.signIn(t, "native.bcrypt-2a")
 		caller := env.caller(t, tokens)
 		checked, err := accountByID(t.Context(), env.db, caller.User.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if _, err := env.db.Write(t.Context(), "UPDATE users SET password_hash = ? WHERE id = ?", importHash,
 			checked.ID); err != nil {
 			t.Fatal(err)
@@ -736,9 +721,7 @@ func TestARenewedHashIsNoChangedPassword(t *testing.T) {
 		if err != nil || now.passwordHash == checked.passwordHash || !now.samePassword(checked) {
 			t.Errorf("a renewed hash counts as a changed password (%v)", err)
 		}
-		if err := env.SetPassword(t.Context(), checked.ID, "another quite good password"); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.SetPassword(t.Context(), checked.ID, "another quite good password"))
 		if now, err = accountByID(t.Context(), env.db, checked.ID); err != nil || now.samePassword(checked) {
 			t.Errorf("a changed password counts as unchanged (%v)", err)
 		}

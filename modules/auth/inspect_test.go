@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // However a session was ended, the inspection says of both its tokens that the session was revoked.
@@ -36,9 +38,7 @@ func TestInspectionSaysWhyATokenOfAnEndedSessionIsRefused(t *testing.T) {
 						t.Fatalf("of a live session: %+v, %v", r, err)
 					}
 				}
-				if err := end(t, env, username, tokens); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, end(t, env, username, tokens))
 				for _, text := range []string{tokens.AccessToken, tokens.RefreshToken} {
 					if r, err := env.InspectToken(t.Context(), text); err != nil || r.Valid ||
 						r.Verdict != "session revoked" {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"testing"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // collect signs in n times and returns the tokens that the devices got.
@@ -12,9 +14,7 @@ func (s *siege) collect(t *testing.T, name, password string, n int) (hoard []str
 	t.Helper()
 	for i := range n {
 		tokens, err := s.Login(t.Context(), Credentials{name, password}, Device{IP: bot(i)})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		hoard = append(hoard, tokens.DeviceToken)
 	}
 	return hoard
@@ -56,9 +56,7 @@ func TestAChangedPasswordMakesKnownDevicesStrangers(t *testing.T) {
 		v := s.newVictim(t)
 		hoard := s.collect(t, v.name, goodPassword, 30)
 		tokens, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: v.home})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		tokens, err = s.ChangePassword(t.Context(), s.caller(t, tokens), goodPassword, changed, Device{IP: v.home})
 		if err != nil || tokens.DeviceToken == "" {
 			t.Fatalf("the device that changed the password has the mark %q, %v", tokens.DeviceToken, err)
@@ -70,9 +68,7 @@ func TestAChangedPasswordMakesKnownDevicesStrangers(t *testing.T) {
 				t.Errorf("the owner: %v", err)
 			}
 		}
-		if err := s.SetPassword(t.Context(), v.id, goodPassword); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, s.SetPassword(t.Context(), v.id, goodPassword))
 		if _, err := s.Login(t.Context(), Credentials{v.name, goodPassword},
 			Device{IP: v.home}); !errors.Is(err, ErrTooManyAttempts) {
 			t.Errorf("an address known under the former password: %v", err)
@@ -85,13 +81,9 @@ func TestANameThatWasGivenUpTakesNothingAlong(t *testing.T) {
 	underSiege(t, func(t *testing.T, s *siege) {
 		former := s.newVictim(t)
 		hoard := s.collect(t, former.name, goodPassword, 30)
-		if err := s.DeleteUser(t.Context(), former.id); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, s.DeleteUser(t.Context(), former.id))
 		tokens, err := s.Register(t.Context(), Credentials{former.name, goodPassword}, Device{IP: bot(1 << 20)})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		s.between(t, "guesses with what was known to the former owner", s.spend(t, former.name, hoard), 15, 20)
 		if _, err := s.Login(t.Context(), Credentials{former.name, goodPassword},
 			Device{IP: bot(1 << 21), Token: tokens.DeviceToken}); err != nil {
@@ -108,9 +100,7 @@ func TestManySessionsHaveTheGuessesOfOneAccount(t *testing.T) {
 		var callers []Caller
 		for i := range 30 {
 			tokens, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: bot(i)})
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			callers = append(callers, s.caller(t, tokens))
 		}
 		compared := 0
@@ -135,15 +125,11 @@ func knownDevices(t *testing.T, env *testEnv, user string) (known []bool) {
 	t.Helper()
 	rows, err := env.db.QueryContext(t.Context(),
 		"SELECT data FROM outbox_event WHERE type = ? AND key = ? ORDER BY id", EventUserLoggedIn, user)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	defer rows.Close()
 	for rows.Next() {
 		var text string
-		if err := rows.Scan(&text); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, rows.Scan(&text))
 		var data struct {
 			Known *bool `json:"known_device"`
 		}
@@ -152,9 +138,7 @@ func knownDevices(t *testing.T, env *testEnv, user string) (known []bool) {
 		}
 		known = append(known, *data.Known)
 	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, rows.Err())
 	return known
 }
 
@@ -180,9 +164,7 @@ func TestUserLoggedInSaysWhetherTheDeviceIsKnown(t *testing.T) {
 					dev := phone()
 					dev.Token = token
 					tokens, err := env.Login(t.Context(), Credentials{name, password}, dev)
-					if err != nil {
-						t.Fatal(err)
-					}
+					testenv.Must(t, err)
 					want = append(want, known)
 					return tokens
 				}
@@ -198,27 +180,19 @@ func TestUserLoggedInSaysWhetherTheDeviceIsKnown(t *testing.T) {
 
 				here := signIn(goodPassword, first.DeviceToken, true)
 				here, err := env.ChangePassword(t.Context(), env.caller(t, here), goodPassword, changed, phone())
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, err)
 				signIn(changed, first.DeviceToken, false)
 				signIn(changed, here.DeviceToken, true)
-				if err := env.SetPassword(t.Context(), user, goodPassword); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, env.SetPassword(t.Context(), user, goodPassword))
 				last := signIn(goodPassword, here.DeviceToken, false)
 				signIn(goodPassword, last.DeviceToken, true)
 				if got := knownDevices(t, env, user.String()); !slices.Equal(got, want) {
 					t.Errorf("known_device is\n%v, want\n%v", got, want)
 				}
 
-				if err := env.DeleteUser(t.Context(), user); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, env.DeleteUser(t.Context(), user))
 				again, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, err)
 				want = nil
 				signIn(goodPassword, last.DeviceToken, false)
 				if got := knownDevices(t, env, env.caller(t, again).User.ID.String()); !slices.Equal(got, want) {

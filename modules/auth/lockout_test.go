@@ -20,9 +20,7 @@ func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
 		user := env.caller(t, tokens).User
 
 		other, err := New(t.Context(), testConfig(), Deps{DB: db, Log: env.Service.log})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		tx, release := dbtest.Begin(t, db)
 		if _, err := lockAccount(t.Context(), tx, user.ID); err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // older makes an account with a name that registering refuses today.
@@ -18,9 +19,7 @@ func (env *testEnv) older(t testing.TB, name string) User {
 	t.Helper()
 	id := newID()
 	hash, err := env.passwords.Hash(t.Context(), goodPassword)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	now := env.timestamp()
 	a := account{
 		User: User{
@@ -33,9 +32,7 @@ func (env *testEnv) older(t testing.TB, name string) User {
 		},
 		canonical: strings.ToLower(name), passwordHash: hash,
 	}
-	if err := env.addAccount(t.Context(), a, uuid.NullUUID{}, NewContact{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, env.addAccount(t.Context(), a, uuid.NullUUID{}, NewContact{}))
 	return a.User
 }
 
@@ -123,9 +120,7 @@ func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
 		if _, _, err := env.SignInState(t.Context(), bob); err != nil {
 			t.Error(err)
 		}
-		if err := env.DeleteUser(t.Context(), bob.ID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.DeleteUser(t.Context(), bob.ID))
 		if u, err := env.FindUser(t.Context(), alice.ID.String()); err != nil || u.ID != alice.ID {
 			t.Errorf("after the other account was deleted: %+v, %v", u, err)
 		}
@@ -203,10 +198,8 @@ func TestNamesArriveAsTheyWereTyped(t *testing.T) {
 			}
 		}
 		var names []string
-		if err := env.Users(t.Context(),
-			func(u User) error { names = append(names, u.Username); return nil }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.Users(t.Context(),
+			func(u User) error { names = append(names, u.Username); return nil }))
 		if !slices.Contains(names, "O'Neill+"+run+"@Example.com") {
 			t.Errorf("the list has %q", names)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // otherHash is another hash that can be imported.
@@ -93,12 +94,8 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 						env.importText(t, test.first, "native").expect(t, 1, 0, 0)
 						if how == "after a password change" {
 							u, err := env.FindUser(t.Context(), "maria")
-							if err != nil {
-								t.Fatal(err)
-							}
-							if err := env.SetPassword(t.Context(), u.ID, "another quite good password"); err != nil {
-								t.Fatal(err)
-							}
+							testenv.Must(t, err)
+							testenv.Must(t, env.SetPassword(t.Context(), u.ID, "another quite good password"))
 						}
 						if dry := env.rehearse(t, test.second); dry.Present+dry.Refused != 1 ||
 							dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
@@ -243,12 +240,8 @@ func TestTheOriginGoesWithTheAccount(t *testing.T) {
 		text := line("", "maria", importHash, "")
 		env.importText(t, text, "native").expect(t, 1, 0, 0)
 		u, err := env.FindUser(t.Context(), "maria")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := env.DeleteUser(t.Context(), u.ID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
+		testenv.Must(t, env.DeleteUser(t.Context(), u.ID))
 		var left int
 		if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM user_origin").Scan(&left); err != nil ||
 			left != 0 {
@@ -328,24 +321,18 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 			}
 			confirmed := make(map[string]string)
 			rows, err := env.db.QueryContext(t.Context(), "SELECT address, address_confirmed FROM user_origin")
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			defer rows.Close()
 			for rows.Next() {
 				var address string
 				var is *bool
-				if err := rows.Scan(&address, &is); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, rows.Scan(&address, &is))
 				confirmed[address] = "unknown"
 				if is != nil {
 					confirmed[address] = fmt.Sprint(*is)
 				}
 			}
-			if err := rows.Err(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, rows.Err())
 			if confirmed["known@example.com"] != "true" || confirmed["named@example.com"] != "false" ||
 				confirmed["silent@example.com"] != "unknown" {
 				t.Errorf("recorded of the addresses: %v", confirmed)
@@ -413,9 +400,7 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 				copyOption+")")
 			return err
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		eachNamed(t, fmt.Sprint("option ", i), func(t *testing.T, env *testEnv) {
 			got := env.importText(t, file.String(), "supabase")
 			// PostgreSQL quotes a text that equals the word for no value, so a person can have that
@@ -454,15 +439,11 @@ func TestANameThatIsAWordForNoValueSurvivesAnExport(t *testing.T) {
 	from.importText(t, line("", "NULL", importHash, "")+line("", "o|neill", importHash, "")+
 		line("", "plain", importHash, ""), "native")
 	u, err := from.FindUser(t.Context(), "null")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	for _, format := range []string{FormatNDJSON, FormatCSV} {
 		var file bytes.Buffer
 		n, err := from.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		to := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 		to.importText(t, file.String(), "native").expect(t, n, 0, 0)
 		if same, err := to.FindUser(t.Context(), "null"); err != nil || same.ID != u.ID {
@@ -518,13 +499,9 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	good, err := os.ReadFile("internal/userfile/testdata/firebase-hash.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	users, err := os.ReadFile("internal/userfile/testdata/firebase.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	// The key of another project has the right form, but fails for everybody.
 	wrong := strings.Replace(string(good), "jxspr8Ki0RYycVU8zykbdLGj", "kxspr8Ki0RYycVU8zykbdLGj", 1)
 	for _, test := range []struct{ name, parameters, account, password, want string }{
@@ -536,9 +513,7 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 		{"no name", string(good), "", "user1password", "username"},
 	} {
 		hash, err := ParseFirebaseHash(test.parameters)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		err = env.CheckImport(t.Context(), bytes.NewReader(users), ImportOptions{From: "firebase", Firebase: hash},
 			test.account, test.password)
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
@@ -560,9 +535,7 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 func TestHashParametersOfFirebaseThatCannotBeAreRefused(t *testing.T) {
 	t.Parallel()
 	good, err := os.ReadFile("internal/userfile/testdata/firebase-hash.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	for name, text := range map[string]string{
 		"a key cut short": strings.Replace(string(good), "CKbm0QsEmYUSDzZvpjeJ9WmXA==", "CKbm0QsEmYUSDzZvpjeJ9Wk=", 1),
 		"key and separator exchanged": strings.Replace(strings.Replace(string(good), "base64_signer_key", "x", 1),
@@ -595,9 +568,7 @@ func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
 	}
 	for file, is := range files {
 		text, err := os.ReadFile(filepath.Join("internal/userfile/testdata", file))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		for _, from := range ImportSources() {
 			if from == is {
 				continue

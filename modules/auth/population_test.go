@@ -29,9 +29,7 @@ func (env *testEnv) populate(t testing.TB, n int, hash func(i int) string) {
 		_, err := env.db.Write(t.Context(),
 			`INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
 			created_at, updated_at, password_changed_at) VALUES `+strings.Join(values, ", "), args...)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 	}
 }
 
@@ -41,9 +39,7 @@ func TestTheSampleOfHashesIsEvenBoundedAndStable(t *testing.T) {
 		sample := func() []string {
 			t.Helper()
 			got, err := sampleHashes(t.Context(), env.db, 200)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			return got
 		}
 		if got := sample(); len(got) != 0 {
@@ -145,9 +141,7 @@ func TestAServerLearnsFromAsManyHashesAsItTakes(t *testing.T) {
 		if errors.Is(err, context.DeadlineExceeded) {
 			return
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 	}
 	t.Error("no missing name is as expensive as eleven twelfths of the accounts")
 }

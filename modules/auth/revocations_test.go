@@ -37,9 +37,7 @@ type accountEnd struct {
 func (env *testEnv) denylist(t testing.TB) *denylist {
 	t.Helper()
 	f, err := env.FollowRevocations(Follower{Client: "test", Name: t.Name()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Cleanup(f.Close)
 	return &denylist{
 		t: t, follow: f,
@@ -292,9 +290,7 @@ func TestTheEndOfAKeyIsTold(t *testing.T) {
 		_, tokens := env.newUser(t)
 		keys := env.keys // this server signs with it
 		list, err := keys.List(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if _, _, err := keys.Revoke(t.Context(), list[0].KID, true); err != nil {
 			t.Fatal(err)
 		}
@@ -305,18 +301,14 @@ func TestTheEndOfAKeyIsTold(t *testing.T) {
 		// After a revocation by force, its tokens are refused here, so they are refused elsewhere
 		// too.
 		staged, err := keys.Stage(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		_, next := env.newUser(t)
 		d.catchUp()
 		if _, over := d.refuses(next.AccessToken); over {
 			t.Error("a token of the next key is refused")
 		}
 		list, err = keys.List(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if _, err := keys.Promote(t.Context(), staged.KID, true); err != nil {
 			t.Fatal(err)
 		}
@@ -346,9 +338,7 @@ func TestAFactOutlivesTheTokensOfEveryServer(t *testing.T) {
 			generous := newEnv(t, long, db, nil)
 			_, tokens := generous.newUser(t)
 			d := former.denylist(t)
-			if err := former.LogoutRefresh(t.Context(), tokens.RefreshToken); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, former.LogoutRefresh(t.Context(), tokens.RefreshToken))
 			d.learns(tokens.AccessToken)
 		})
 	}
@@ -409,9 +399,7 @@ func TestAFactOutlivesATokenThatIsBeingIssued(t *testing.T) {
 		"nothing": func(*testing.T, *testEnv) {},
 		"another key signs": func(t *testing.T, env *testEnv) {
 			list, err := env.keys.List(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			if _, _, err := env.keys.Revoke(t.Context(), list[0].KID, true); err != nil {
 				t.Fatal(err)
 			}
@@ -443,14 +431,10 @@ func TestAFactOutlivesATokenThatIsBeingIssued(t *testing.T) {
 				}()
 				<-held.reached
 				change(t, generous)
-				if err := env.LogoutRefresh(t.Context(), tokens.RefreshToken); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, env.LogoutRefresh(t.Context(), tokens.RefreshToken))
 				close(held.release)
 				<-done
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, err)
 				env.denylist(t).learns(got.AccessToken)
 			})
 		})

@@ -35,9 +35,7 @@ func withLostRecords(t *testing.T, test func(t *testing.T, env *testEnv, lose fu
 
 func flush(t *testing.T, client *redis.Client) {
 	t.Helper()
-	if err := client.FlushAll(t.Context()).Err(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, client.FlushAll(t.Context()).Err())
 }
 
 func TestEverybodyIsEverybodyWhateverTheStoreHasLost(t *testing.T) {
@@ -48,20 +46,14 @@ func TestEverybodyIsEverybodyWhateverTheStoreHasLost(t *testing.T) {
 		known := env.signIn(t, name)
 		_, other := env.newUser(t)
 		idle, err := env.CreateUser(t.Context(), Credentials{"nobody-signed-in", goodPassword})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		_, closed := env.newUser(t)
 		closedID := env.caller(t, closed).User.ID
-		if err := env.DisableUser(t.Context(), closedID); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.DisableUser(t.Context(), closedID))
 		ids := []uuid.UUID{env.caller(t, known).User.ID, env.caller(t, other).User.ID, idle.ID}
 
 		done, err := env.RevokeSessions(t.Context(), SessionFilter{Everybody: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if done.Accounts != 3 || done.Sessions != 0 {
 			t.Errorf("ended %+v, want the sessions of 3 accounts", done)
 		}
@@ -111,9 +103,7 @@ func TestARevocationOfEverybodyGoesOnWhereItWasBrokenOff(t *testing.T) {
 		}
 		second, err := env.RevokeSessions(t.Context(),
 			SessionFilter{Everybody: true, AfterAccount: first.LastAccount})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if n := first.Accounts + second.Accounts; n != len(all)+2*revokeBatch {
 			t.Errorf("ended the sessions of %d accounts", n)
 		}
@@ -156,9 +146,7 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 			filter.Before = time.Now().Add(time.Hour)
 		}
 		done, err := env.RevokeSessions(t.Context(), filter)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		if done.Accounts != 0 || done.Sessions != revokeBatch-2 {
 			t.Errorf("ended %+v, want %d sessions", done, revokeBatch-2)
 		}
@@ -274,12 +262,8 @@ func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
 		id := env.caller(t, tokens).User.ID
 		env.cfg.Token.AccessTTL = time.Minute
 		command := env.another(t)
-		if err := command.revoke(t, SessionFilter{ID: uuid.NullUUID{UUID: tokens.SessionID, Valid: true}}); err != nil {
-			t.Fatal(err)
-		}
-		if err := command.revoke(t, SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, command.revoke(t, SessionFilter{ID: uuid.NullUUID{UUID: tokens.SessionID, Valid: true}}))
+		testenv.Must(t, command.revoke(t, SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}}))
 		for _, e := range env.events(t, id)[1:] {
 			until, err := time.Parse(time.RFC3339, fmt.Sprint(e.Data["expires_at"]))
 			if err != nil || until.Before(tokens.AccessTokenExpiresAt) {
@@ -319,20 +303,16 @@ func TestACommandWithAShorterSessionMaxAgeEndsWhatServersAccept(t *testing.T) {
 				ends.filter.ID = uuid.NullUUID{UUID: next.SessionID, Valid: true}
 			}
 			if ends.lost {
-				if err := env.sessions.Delete(t.Context(), user.ID, next.SessionID); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, env.sessions.Delete(t.Context(), user.ID, next.SessionID))
 			}
 			if err := command.revoke(t, ends.filter); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 			env.over(t, next)
 			var kept int
-			if err := env.db.QueryRowContext(t.Context(),
+			testenv.Must(t, env.db.QueryRowContext(t.Context(),
 				"SELECT count(*) FROM revoked_session WHERE sid = ? AND expires_at > ?",
-				next.SessionID, time.Now().Add(env.cfg.SessionMaxAge)).Scan(&kept); err != nil {
-				t.Fatal(err)
-			}
+				next.SessionID, time.Now().Add(env.cfg.SessionMaxAge)).Scan(&kept))
 			if kept != 1 {
 				t.Errorf("%s: its end is forgotten before its record expires", name)
 			}
@@ -386,12 +366,8 @@ func TestAnEndIsRememberedForAsLongAsATokenOfBeforeItsCommitLives(t *testing.T) 
 			})
 			passed.Store(int64(10 * time.Minute))
 			fresh, err := env.Refresh(t.Context(), tokens.RefreshToken, phone())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := errors.Join(built(true), <-ended); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
+			testenv.Must(t, errors.Join(built(true), <-ended))
 			told := false
 			for _, e := range env.events(t, who.User.ID) {
 				text, has := e.Data["expires_at"].(string)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
@@ -16,16 +17,12 @@ func TestSecurityRecordsHaveTheTraceOfTheirRequest(t *testing.T) {
 	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	alice := Credentials{"alice", goodPassword}
 	tokens, err := env.Register(ctx, alice, phone())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	_, _ = env.Login(ctx, Credentials{"alice", "a wrong password"}, phone())
 	if _, err := env.Login(ctx, alice, phone()); err != nil {
 		t.Fatal(err)
 	}
-	if err := env.LogoutRefresh(ctx, tokens.RefreshToken); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, env.LogoutRefresh(ctx, tokens.RefreshToken))
 	if _, known := env.AuthenticateClient(ctx, []ClientCredentials{{"nobody", "x"}}, phone()); known {
 		t.Error("a client that is not there is known")
 	}

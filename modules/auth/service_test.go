@@ -26,16 +26,12 @@ func TestAStartThatFailsLeavesNothingOpen(t *testing.T) {
 	}
 	before, busy := open(), workers()
 	s, err := New(t.Context(), testConfig(), Deps{DB: db})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	if open() == before {
 		t.Fatal("a service has no statements, so this test cannot fail")
 	}
 	testenv.Eventually(t, "its workers are running", func() bool { return workers() > busy })
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, s.Close())
 	for _, taken := range []string{"authctl_throttle_refused_total", "authctl_revocation_followers"} {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: taken, Help: "taken"}))

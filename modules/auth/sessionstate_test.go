@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // The session checks of concurrent requests go to PostgreSQL together. Each must get its own
@@ -22,9 +24,7 @@ func TestEachQuestionIsAnsweredForItself(t *testing.T) {
 			name, tokens := env.newUser(t)
 			live := env.caller(t, tokens)
 			ended := env.caller(t, env.signIn(t, name))
-			if err := env.endSession(t.Context(), ended.User.ID, ended.SessionID, ReasonLogout); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, env.endSession(t.Context(), ended.User.ID, ended.SessionID, ReasonLogout))
 			questions = append(questions,
 				question{subject{live.User.ID, live.SessionID}, nil},
 				question{subject{ended.User.ID, ended.SessionID}, ErrSessionRevoked},

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // expectAnnouncedEnds fails the test if the end of a session was announced whose beginning was not.
@@ -62,17 +63,13 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		caller := env.caller(t, tokens)
 		died := func() session.Session {
 			sess, _, _, err := env.createRecord(t.Context(), account{User: User{ID: caller.User.ID}}, phone())
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			return sess
 		}
 		listed := func(want ...uuid.UUID) {
 			t.Helper()
 			list, err := env.Sessions(t.Context(), caller)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			var got []uuid.UUID
 			for _, one := range list {
 				got = append(got, one.ID)
@@ -109,9 +106,7 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		}
 		env.Service.now = time.Now
 		records, err := env.sessions.List(t.Context(), caller.User.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		for _, r := range records {
 			if r.ID == third.ID {
 				t.Error("its record remains")

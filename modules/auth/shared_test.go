@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Answers to several windows of a browser may arrive in any order, and the last one stays in the
@@ -14,9 +16,7 @@ func TestASharedTokenIsReplacedOnceInAWindow(t *testing.T) {
 		refresh := func(text string) Tokens {
 			t.Helper()
 			got, err := env.RefreshShared(t.Context(), text, phone())
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			if _, err := env.Authenticate(t.Context(), got.AccessToken); err != nil {
 				t.Error(err)
 			}
@@ -54,9 +54,7 @@ func TestASharedTokenIsReplacedOnceInAWindow(t *testing.T) {
 		env.now = now
 
 		user := env.caller(t, third)
-		if err := env.EndSessions(t.Context(), user, false); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, env.EndSessions(t.Context(), user, false))
 		if _, err := env.RefreshShared(t.Context(), third.RefreshToken,
 			phone()); !errors.Is(err, ErrSessionRevoked) || !IsWorthless(err) {
 			t.Errorf("a fresh token of an ended session: %v", err)

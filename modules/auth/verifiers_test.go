@@ -16,14 +16,10 @@ func TestAKeyWaitsForTheVerifiersThatFollow(t *testing.T) {
 	each(t, func(t *testing.T, env *testEnv) {
 		keys := env.keys
 		staged, err := keys.Stage(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		followAs := func(name, instance string, held ...string) {
 			f, err := env.FollowRevocations(Follower{Client: "orders", Name: name, Instance: instance, Keys: held})
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			defer f.Close()
 			if _, err := f.Next(t.Context(), "", 0); err != nil {
 				t.Fatal(err)

@@ -34,9 +34,7 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 func FreePort(t testing.TB) int {
 	t.Helper()
 	port, reservation, err := engines.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
+	Must(t, err)
 	t.Cleanup(func() { _ = reservation.Close() })
 	return port
 }
@@ -60,4 +58,12 @@ func need(t testing.TB, name, engine string) string {
 		Lacking(t, "no %s: set %s, or run deploy/test.sh, which starts one", engine, name)
 	}
 	return value
+}
+
+// Must ends the test if there is an error.
+func Must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

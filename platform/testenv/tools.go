@@ -93,9 +93,7 @@ func installed(t testing.TB, kind, dir string, pins []string, install installer)
 	content := map[string][]byte{}
 	for _, name := range pins {
 		data, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		Must(t, err)
 		content[name] = data
 		fmt.Fprintf(digest, "%s %d\n%s", name, len(data), data)
 	}

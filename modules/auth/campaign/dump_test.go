@@ -78,9 +78,7 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 	secrets = append(secrets, w.reuse(s, reused), reused.refresh, reused.access)
 
 	dump, err := w.dump(client)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	t.Logf("%d values", len(dump))
 	for _, secret := range secrets {
 		if where := find(dump, secret); where != "" {

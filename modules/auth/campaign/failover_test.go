@@ -18,6 +18,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // withStandby is an installation without Redis on a PostgreSQL with a streaming standby. Its
@@ -41,9 +42,7 @@ func withStandbyOf(t *testing.T, primary *outboxtest.Server, parameters string) 
 	w.standby = w.database.Standby(t)
 	host := func(s *outboxtest.Server) string {
 		u, err := url.Parse(s.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		return u.Host
 	}
 	both := fmt.Sprintf("postgres://postgres@%s,%s/postgres?%s", host(w.database), host(w.standby), parameters)
@@ -281,13 +280,9 @@ func TestAFailOverOverTLS(t *testing.T) {
 		chmod 600 "$PGDATA/server.key"
 		psql "$ADMIN_URL" --command="ALTER SYSTEM SET ssl = on" --command='SELECT pg_reload_conf()'`)
 	text, err := os.ReadFile(filepath.Join(primary.Dir, "data", "server.crt"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	authority := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(authority, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, os.WriteFile(authority, text, 0o600))
 	w := withStandbyOf(t, primary, "sslmode=verify-full&target_session_attrs=read-write&sslrootcert="+authority)
 	w.synchronous()
 	c := w.churn(4)
@@ -363,9 +358,7 @@ func TestAFailOverToAStandbyThatIsBehind(t *testing.T) {
 	// All of this is confirmed and published.
 	late := w.servers[0].register()
 	w.servers[0].must(w.servers[0].call("POST", api+"/logout", victim.access, nil))
-	if err := w.servers[1].expectOver(victim); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, w.servers[1].expectOver(victim))
 	ahead := w.published()
 	w.failOver()
 	c.progress(t, 50)

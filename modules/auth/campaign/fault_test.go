@@ -12,6 +12,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // onOwnEngines is an installation whose engines may be killed: two servers, connected through wires
@@ -239,12 +240,8 @@ func TestRedisFlushed(t *testing.T) {
 	w := newOnOwnEngines(t)
 	p := w.populate()
 	direct := cachetest.Open(t, w.redis.URL())
-	if err := direct.FlushAll(t.Context()).Err(); err != nil {
-		t.Fatal(err)
-	}
-	if err := direct.ScriptFlush(t.Context()).Err(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, direct.FlushAll(t.Context()).Err())
+	testenv.Must(t, direct.ScriptFlush(t.Context()).Err())
 	if err := w.holds(p, true); err != nil {
 		t.Error(err)
 	}
@@ -287,9 +284,7 @@ func TestRedisFailsOverToAReplicaThatIsBehind(t *testing.T) {
 	}
 	s.must(s.call("POST", api+"/logout", "", fields{"refresh_token": loggedOut.refresh}))
 	s.must(s.call("DELETE", api+"/sessions", endedAll.access, nil))
-	if err := s.expectCode(stolen, "refresh_token_reused"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, s.expectCode(stolen, "refresh_token_reused"))
 	late := s.login(rotated.name)
 	w.redis.Kill()
 	w.toRedis.retarget("127.0.0.1:" + replica.Port())

@@ -482,16 +482,12 @@ func TestAPromotedStandbyIsAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	w := newOnOwnEngines(t)
 	f := &follower{known: map[string]time.Time{}}
-	if err := f.ask(w.servers[0], 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, f.ask(w.servers[0], 0))
 	cursor := f.cursor
 	standby := w.database.Standby(t)
 	standby.Promote(t)
 	u, err := url.Parse(standby.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	w.wires[0].retarget(u.Host)
 	w.database.Crash(t)
 	w.recovers()

@@ -70,9 +70,7 @@ func eachStore(t *testing.T, scenario func(w *installation) error, settings ...s
 func genuine(t *testing.T) string {
 	t.Helper()
 	binary, err := builtBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	return binary
 }
 

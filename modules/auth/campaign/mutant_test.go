@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // replacement changes one place of a file of the module. The old text must occur exactly once:
@@ -218,16 +220,12 @@ func TestTheCampaignFindsMistakes(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			overlay, err := m.overlay(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, err)
 			if !long() {
 				return
 			}
 			binary := filepath.Join(dir, "authctl")
-			if err := build(binary, "-overlay", overlay); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(t, build(binary, "-overlay", overlay))
 			found := m.scenario(t, binary)
 			if found == nil {
 				t.Error("no scenario found the mistake")

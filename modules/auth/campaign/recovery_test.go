@@ -88,16 +88,12 @@ func TestTheServerGoesBackToAPointInTimeByTheLinesOfThePage(t *testing.T) {
 		}
 		r.fence()
 	}
-	if err := r.rehearse("", fence); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, r.rehearse("", fence))
 	testenv.Eventually(t, "the relay has published everything", func() bool {
 		return len(r.query("SELECT 'waits' FROM outbox_pending")) == 0
 	})
 	seen, err := outboxtest.ReadFile(filepath.Join(r.folder, "data", "events.ndjson"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	for _, id := range kept {
 		if !slices.ContainsFunc(seen, func(e outboxtest.Seen) bool { return e.ID == id }) {
 			t.Errorf("the event %s was not published", id)
@@ -122,9 +118,7 @@ func TestTheServerComesBackByTheLinesOfThePageWhenItsDataFolderIsLost(t *testing
 		}
 		r.fence()
 	}
-	if err := r.rehearse("", fence); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, r.rehearse("", fence))
 	if left := r.query("SELECT name FROM pg_file_settings WHERE name LIKE 'recovery%' OR name = 'restore_command'"); len(left) > 0 {
 		t.Errorf("%v are still set", left)
 	}

@@ -40,9 +40,7 @@ type rehearsal struct {
 func sections(t *testing.T, page string) func(heading string, n int) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(module, page))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	return func(heading string, n int) string {
 		t.Helper()
 		_, section, found := strings.Cut(string(text), "\n### "+heading+"\n")
@@ -103,13 +101,9 @@ func rehearsalOn(t *testing.T, binary, databaseURL, redisURL, folder string) *re
 	t.Helper()
 	testenv.Program(t, "install the package jq", "jq")
 	for _, sub := range []string{"bin", "data"} {
-		if err := os.Mkdir(filepath.Join(folder, sub), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, os.Mkdir(filepath.Join(folder, sub), 0o700))
 	}
-	if err := os.Symlink(binary, filepath.Join(folder, "bin", "authctl")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, os.Symlink(binary, filepath.Join(folder, "bin", "authctl")))
 	w := installationOn(t, binary, databaseURL, redisURL, "APP_DATA_DIR="+filepath.Join(folder, "data"),
 		"OUTBOX_RELAY=inline",
 		"APP_PORT="+strconv.Itoa(testenv.FreePort(t)), "APP_HTTP_REQUEST_TIMEOUT=60s")
@@ -123,18 +117,14 @@ func requireDump(t *testing.T, databaseURL string) {
 	pgDump := testenv.Program(t, "install the package postgresql-client", "pg_dump",
 		"/usr/lib/postgresql/15/bin/pg_dump")
 	out, err := exec.CommandContext(t.Context(), pgDump, "--version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	var client, server int
 	if m := regexp.MustCompile(`\d+`).Find(out); m != nil {
 		client, _ = strconv.Atoi(string(m))
 	}
 	db := dbtest.Open(t, databaseURL)
-	if err := db.QueryRowContext(t.Context(),
-		"SELECT current_setting('server_version_num')::integer / 10000").Scan(&server); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, db.QueryRowContext(t.Context(),
+		"SELECT current_setting('server_version_num')::integer / 10000").Scan(&server))
 	_ = db.Close()
 	if client < server {
 		testenv.Lacking(t, "pg_dump has version %d, the server version %d", client, server)
@@ -451,9 +441,7 @@ func TestAKilledFenceIsFinished(t *testing.T) {
 			killed := 0
 			for n := range rounds(8, 60) {
 				finished, err := r.killedFence(time.Duration(n+1) * 25 * time.Millisecond)
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, err)
 				if finished {
 					break
 				}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // newOnSeveral is an installation of two servers on several Redis servers.
@@ -103,9 +104,7 @@ func replicated(t *testing.T, primary, replica *cachetest.Server) {
 	t.Helper()
 	offset := func(server *cachetest.Server, name string) int64 {
 		info, err := cachetest.Open(t, server.URL()).Info(t.Context(), "replication").Result()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, err)
 		_, rest, _ := strings.Cut(info, name+":")
 		text, _, _ := strings.Cut(rest, "\r")
 		n, _ := strconv.ParseInt(text, 10, 64)
@@ -256,15 +255,11 @@ func slotOf(t *testing.T, c *cachetest.Cluster, access string) int64 {
 	_, payload, _ := strings.Cut(access, ".")
 	payload, _, _ = strings.Cut(payload, ".")
 	text, err := base64.RawURLEncoding.DecodeString(payload)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	var claims struct {
 		Subject string `json:"sub"`
 	}
-	if err := json.Unmarshal(text, &claims); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, json.Unmarshal(text, &claims))
 	slot, _ := c.Do(c.Primaries[2], "cluster", "keyslot", "{"+claims.Subject+"}").(int64)
 	return slot
 }
@@ -289,9 +284,7 @@ func TestNobodyIsSignedOutWhenSentinelsReplaceThePrimary(t *testing.T) {
 					primary.Restart()
 				default: // the setting of docs/operations.md for losing nothing
 					old := cachetest.Open(t, primary.URL())
-					if err := old.ConfigSet(t.Context(), "min-replicas-to-write", "1").Err(); err != nil {
-						t.Fatal(err)
-					}
+					testenv.Must(t, old.ConfigSet(t.Context(), "min-replicas-to-write", "1").Err())
 					defer old.ConfigSet(t.Context(), "min-replicas-to-write", "0")
 					eventually(t, "a Sentinel has started the fail-over", func() bool {
 						return cachetest.Open(t, r.Sentinels[0].URL()).Do(t.Context(), "sentinel", "failover",

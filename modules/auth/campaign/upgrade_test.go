@@ -296,9 +296,7 @@ func TestAnUpgradeUnderLoadIsNotNoticed(t *testing.T) {
 			}
 			for _, step := range steps {
 				step.do()
-				if err := u.goOn(step.name); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, u.goOn(step.name))
 			}
 			stop()
 			if err := u.pick(0).expectLive(idle, false); err != nil {
@@ -337,9 +335,7 @@ func TestAStepBackUnderLoadIsNotNoticed(t *testing.T) {
 			}
 			for _, step := range steps {
 				step.do()
-				if err := u.goOn(step.name); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(t, u.goOn(step.name))
 			}
 			stop()
 			if err := u.audit(); err != nil {

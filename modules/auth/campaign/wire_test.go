@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // wire is a proxy in front of an engine or a server, which can put faults on connections.
@@ -47,9 +49,7 @@ func (l *link) close() {
 func newWire(t testing.TB, target string) *wire {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(t, err)
 	w := &wire{listener: listener, target: target, links: map[*link]struct{}{}, thaw: make(chan struct{}),
 		held: new(sync.WaitGroup)}
 	var pumps sync.WaitGroup
