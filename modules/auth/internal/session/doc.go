@@ -67,9 +67,10 @@
 // After a Reissue, whose caller never showed the old token, the successor is sealed under a key
 // of the service instead.
 //
-// # When Redis fails over
+// # When the store fails over
 //
-// A replica that takes over may have missed the latest rotations. Their answers have reached
+// A replica that takes over may have missed the latest rotations, also in PostgreSQL, where they wait for no
+// synchronous standby. Their answers have reached
 // clients, who now hold tokens that are ahead of the record. The MAC shows that we made them
 // and nobody else can, so the chain goes on from there: a fail-over signs nobody out.
 //

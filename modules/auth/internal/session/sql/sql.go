@@ -67,7 +67,13 @@ const columns = `id, user_id, generation, hash, epoch, device_name, user_agent, 
 //
 //	$1 session  $2 user  $3 generation, $4 hash of the presented token  $5 hash of the successor
 //	$6 successor, sealed  $7 grace, $8 idle limit in ms  $9 user agent  $10 ip  $11 skew in ms
-func rotateQuery(postgres bool) string { return expand(rotation, postgres) }
+func rotateQuery(postgres bool) string {
+	text := rotation
+	if postgres {
+		text += alone
+	}
+	return expand(text, postgres) + " RETURNING " + columns
+}
 
 // expand writes out what differs between the databases.
 func expand(text string, postgres bool) string {
@@ -100,8 +106,20 @@ UPDATE session SET
 	idle_expires_ms = CASE WHEN {now} + $8 < expires_ms THEN {now} + $8 ELSE expires_ms END
 WHERE id = $1 AND user_id = $2 AND stopped_ms IS NULL AND {now} < idle_expires_ms AND generation = $3 AND hash = $4
 	AND linked = generation AND (sealed IS NULL OR length(sealed) = {sealed})
-	AND (links IS NULL OR {now} < replay_until_ms AND sealed IS NOT NULL AND length(links) < {full})
-RETURNING ` + columns
+	AND (links IS NULL OR {now} < replay_until_ms AND sealed IS NOT NULL AND length(links) < {full})`
+
+// alone is a condition that has PostgreSQL commit without waiting for a synchronous standby. A rotation that one lacks
+// signs nobody out when it takes over (see package session). But one that waited would not be answered, and would hold
+// its connection, and every repetition of the request, until its window is over.
+const alone = " AND (SELECT set_config('synchronous_commit', 'local', true)) = 'local'"
+
+// alone is that condition, where the store is PostgreSQL.
+func (s *Store) alone() string {
+	if s.db.IsPostgres() {
+		return alone
+	}
+	return ""
+}
 
 func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {
 	var started session.Started
@@ -222,6 +240,11 @@ func (s *Store) rotateSlowly(ctx context.Context, tx database.IDB, r session.Rot
 		_, err := tx.ExecContext(ctx, `UPDATE session SET stopped_ms = ?, stopped_generation = ?, stopped_user_agent = ?, stopped_ip = ?,
 			sealed = NULL, links = NULL, marks = NULL WHERE id = ?`, rec.now, r.Generation, r.UserAgent, r.IP, r.SessionID)
 		return answer, err
+	}
+	if s.db.IsPostgres() {
+		if _, err := tx.ExecContext(ctx, "SET LOCAL synchronous_commit = local"); err != nil { // see alone
+			return answer, err
+		}
 	}
 	rec.chain.Turn(r, rec.now)
 	answer.Session, err = s.write(ctx, tx, rec, r.IdleTTL, ", user_agent = ?, ip = ?", r.UserAgent, r.IP)
@@ -384,7 +407,7 @@ func (s *Store) Forget(ctx context.Context, limit int) (int64, error) {
 	// A window that ends too far ahead is void: a clock that was ahead wrote it.
 	ended := "sealed IS NOT NULL AND (replay_until_ms <= " + now + " OR replay_until_ms > " + now + " + ?1)"
 	n, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+ended+" AND id IN (SELECT id "+
-		"FROM session WHERE "+ended+" LIMIT ?2)", session.MaxWindow.Milliseconds(), limit)
+		"FROM session WHERE "+ended+" LIMIT ?2)"+s.alone(), session.MaxWindow.Milliseconds(), limit)
 	if err != nil {
 		return 0, fail("forget replaced tokens", err)
 	}
@@ -411,8 +434,8 @@ func (s *Store) forgetLinks(ctx context.Context, limit int) (forgotten int64, er
 				return forgotten, err
 			}
 			// A row that was rotated meanwhile is looked at the next time.
-			if _, err := s.db.Write(ctx, "UPDATE session SET links = ?, marks = ? WHERE id = ? AND generation = ?",
-				blob(encodeLinks(kept.Links)), marks, row.id, row.generation); err != nil {
+			if _, err := s.db.Write(ctx, "UPDATE session SET links = ?, marks = ? WHERE id = ? AND generation = ?"+
+				s.alone(), blob(encodeLinks(kept.Links)), marks, row.id, row.generation); err != nil {
 				return forgotten, err
 			}
 			forgotten++

@@ -7,10 +7,13 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
 	"github.com/toppira/authctl/modules/auth/internal/session/sql"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestSQLiteKeepsTheRules(t *testing.T) {
@@ -43,6 +46,65 @@ func engine(t testing.TB, db, peer *database.DB, skew func() time.Duration) sess
 		Peer:   newStore(t, peer, skew),
 		Dump:   func(ctx context.Context) ([][]byte, error) { return dump(ctx, db) },
 		Purges: true,
+	}
+}
+
+// The only synchronous standby of PostgreSQL is gone.
+func TestRotationsWaitForNoStandby(t *testing.T) {
+	t.Parallel()
+	server := outboxtest.StartPostgres(t, "fsync = off")
+	db := dbtest.Open(t, server.URL)
+	if _, err := migrations.Up(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	var clock sessiontest.Clock
+	store := newStore(t, db, clock.Skew)
+	codec, err := session.NewCodec("the secret of the SQL tests, which is long")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := codec.Mint([16]byte{1}, [16]byte{2}, 1)
+	if _, err := store.Create(t.Context(), session.Start{ID: first.SessionID(), UserID: first.UserID(),
+		Hash: first.Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{"ALTER SYSTEM SET synchronous_standby_names = 'gone'", "SELECT pg_reload_conf()"} {
+		if _, err := db.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testenv.Eventually(t, "commits wait", func() bool { return db.TryWrite(t.Context()) != nil })
+
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
+	defer cancel()
+	rotate := func(ctx context.Context, token session.Token, want session.Outcome) session.Token {
+		t.Helper()
+		next, r := codec.Next(token)
+		r.Grace, r.IdleTTL = 10*time.Minute, time.Hour
+		if got, err := store.Rotate(ctx, r); err != nil || got.Outcome != want {
+			t.Errorf("generation %d is %v, want %v: %v", token.Generation(), got.Outcome, want, err)
+		}
+		return next
+	}
+	newest := rotate(ctx, first, session.Rotated)
+	rotate(ctx, first, session.Replayed)
+	clock.Advance(4 * time.Minute)
+	rotate(ctx, newest, session.Rotated)
+	clock.Advance(7 * time.Minute)
+	if n, err := store.Forget(ctx, 10); err != nil || n != 1 { // of a link
+		t.Errorf("the successor of %d sessions is forgotten: %v", n, err)
+	}
+	rotate(ctx, codec.Mint(first.UserID(), first.SessionID(), 9), session.Rotated) // ahead of the record
+	clock.Advance(11 * time.Minute)
+	if n, err := store.Forget(ctx, 10); err != nil || n != 1 {
+		t.Errorf("the successor of %d sessions is forgotten: %v", n, err)
+	}
+	// What ends a session waits.
+	short, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	_, r := codec.Next(first)
+	if got, err := store.Rotate(short, r); err == nil {
+		t.Errorf("reuse is confirmed: %v", got.Outcome)
 	}
 }
 
