@@ -201,6 +201,18 @@ func TestPagesInABrowser(t *testing.T) {
 	if anew != "true undefined" {
 		t.Errorf("carol signed in in another tab: %s", anew)
 	}
+	// Nor does signing out in the first tab sign that person out.
+	b.tab("app.example.test").eval(lines+`
+		let anew;
+		await signIn('alice', 'staple battery horse correct');
+		await fetch(api + '/register', {method: 'POST', credentials: 'include', headers: {'Content-Type': 'application/json'},
+			body: JSON.stringify({username: 'dave', password: 'correct horse battery staple', transport: 'cookie'})});
+		const {status} = await signOut();
+		session = undefined; // as in a new tab
+		return status + ' ' + await resume();`, &anew)
+	if anew != "204 true" {
+		t.Errorf("alice signed out where dave had signed in since: %s", anew)
+	}
 	if o := post(app, "alice", `'/login', {...who, password: 'staple battery horse correct'}`); o.Status != 200 {
 		t.Errorf("sign in again: %+v", o)
 	}
