@@ -279,8 +279,13 @@ func (d *doctor) dataFolder(context.Context) []finding {
 	if !openToOthers(info) {
 		return []finding{fine("%s, for its owner alone", dir)}
 	}
-	list := []finding{doubtful(dir+" can be entered by others", "chmod 700 "+dir)}
-	if !d.needsDataFolder() { // a volume of Kubernetes, which is root's
+	advice := "chmod 700 " + dir
+	if errors.Is(os.Chmod(dir, info.Mode()), fs.ErrPermission) { // a volume of Kubernetes, which is root's
+		advice = "it is another user's: do nothing if only this container sees it, or else name one of authctl's user " +
+			"with APP_DATA_DIR"
+	}
+	list := []finding{doubtful(dir+" can be entered by others", advice)}
+	if !d.needsDataFolder() {
 		list = []finding{fine("%s, and nothing needs it", dir)}
 	}
 	entries, err := os.ReadDir(dir)
