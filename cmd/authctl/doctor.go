@@ -281,8 +281,8 @@ func (d *doctor) dataFolder(context.Context) []finding {
 	}
 	advice := "chmod 700 " + dir
 	if errors.Is(os.Chmod(dir, info.Mode()), fs.ErrPermission) { // a volume of Kubernetes, which is root's
-		advice = "it is another user's: do nothing if only this container sees it, or else name one of authctl's user " +
-			"with APP_DATA_DIR"
+		advice = "it is another user's: do nothing if only this container sees it, or else name one of authctl's " +
+			"user with APP_DATA_DIR"
 	}
 	list := []finding{doubtful(dir+" can be entered by others", advice)}
 	if !d.needsDataFolder() {
