@@ -298,7 +298,7 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 	}
 	must(out, `fail +settings .*AUTH_TOKEN_SECRET`)
 
-	// As after a migration without its grants: serve would start and answer 500.
+	// As after a migration without its grants.
 	run(t, db.as("authctl_migrate"), `REVOKE DELETE ON contact FROM authctl_serve;
 		REVOKE USAGE ON SEQUENCE outbox_event_id FROM authctl_serve;
 		REVOKE EXECUTE ON FUNCTION outbox_add, outbox_deliver FROM authctl_serve;
@@ -323,6 +323,11 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 		t.Errorf("a serve that relays without a right:\n%s", out)
 	}
 	must(out, "fail +schema .* authctl_serve: DELETE on contact, ", "fail +schema .* authctl_relay: TRUNCATE on outbox_event, DELETE on outbox_pending — ")
+	refused, err := db.command(t, t.TempDir(), "authctl_serve", "serve").CombinedOutput()
+	if err == nil {
+		t.Error("serve starts without rights")
+	}
+	must(string(refused), `.*lacks rights of authctl_serve: DELETE on contact, .* and 1 more; run authctl migrate grants`)
 
 	db.authctl(t, "authctl_migrate", "", "migrate", "grants")
 	for role, relay := range map[string]string{"authctl_serve": "off", both: "inline"} {

@@ -225,6 +225,14 @@ func (a *app) openAuth(ctx context.Context) error {
 		if err := a.checkFence(ctx); err != nil {
 			return err
 		}
+		// Each request that needs one of them would get 500.
+		lacks, remedy, err := missingRights(ctx, a.db, "authctl_serve")
+		if lacks != "" {
+			err = fmt.Errorf("%s; %s", lacks, remedy)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	var err error
 	a.ownSecret, err = a.ensureSecret(!a.looking)

@@ -538,22 +538,30 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	return append(list, d.fenceFindings(ctx)...)
 }
 
-// rights says what the role of these settings lacks, which is what grants.sql gives the one with its work. Without a
-// right, serve starts, and each request that needs it gets 500.
+// rights says what the role of these settings lacks, which is what grants.sql gives the one with its work.
 func (d *doctor) rights(ctx context.Context, role string) []finding {
-	missing, err := migrations.MissingRights(ctx, d.db, role)
+	lacks, remedy, err := missingRights(ctx, d.db, role)
 	switch {
 	case err != nil:
 		return []finding{d.databaseFails(err, "look at the database's log")}
-	case len(missing) == 0:
+	case lacks == "":
 		return nil
 	}
-	found := "this database role lacks rights of " + role + ": " + strings.Join(missing[:min(3, len(missing))], ", ")
-	if more := len(missing) - 3; more > 0 {
-		found += fmt.Sprintf(" and %d more", more)
+	return []finding{failing(lacks, remedy)}
+}
+
+// missingRights says what the role of the connection lacks of the rights of another one, if anything, and what to do.
+func missingRights(ctx context.Context, db *database.DB, role string) (lacks, remedy string, err error) {
+	missing, err := migrations.MissingRights(ctx, db, role)
+	if err != nil || len(missing) == 0 {
+		return "", "", err
 	}
-	return []finding{failing(found, "run authctl migrate grants as authctl_migrate, after each authctl migrate up; or "+
-		"use the role "+role+", or the one that owns the tables")}
+	lacks = "this database role lacks rights of " + role + ": " + strings.Join(missing[:min(3, len(missing))], ", ")
+	if more := len(missing) - 3; more > 0 {
+		lacks += fmt.Sprintf(" and %d more", more)
+	}
+	return lacks, "run authctl migrate grants as authctl_migrate, after each authctl migrate up; or " +
+		"use the role " + role + ", or the one that owns the tables", nil
 }
 
 func (d *doctor) clock(ctx context.Context) []finding {
