@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -288,7 +289,11 @@ func TestACheckTellsOfPartitionsThatTakeNoEvents(t *testing.T) {
 		res.Version, res.ControllerID = req.GetVersion(), 0
 		topic := kmsg.NewMetadataResponseTopic()
 		topic.Topic = &cfg.Topic
-		for id, port := range []int{there, gone, silent.Addr().(*net.TCPAddr).Port} {
+		brokers := []int{there, gone}
+		if slices.Contains(leaders, 2) { // else the client may ask it who leads, and waits for minutes
+			brokers = append(brokers, silent.Addr().(*net.TCPAddr).Port)
+		}
+		for id, port := range brokers {
 			broker := kmsg.NewMetadataResponseBroker()
 			broker.NodeID, broker.Host, broker.Port = int32(id), host, int32(port)
 			res.Brokers = append(res.Brokers, broker)
