@@ -216,7 +216,6 @@ func (a *app) connectDatabase(ctx context.Context) error {
 	return nil
 }
 
-// openAuth opens the service and everything that it needs.
 func (a *app) openAuth(ctx context.Context) error {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
@@ -373,7 +372,6 @@ func (a *app) target() (name string, identity *string, err error) {
 	return name, new(""), err
 }
 
-// openSink opens the sink to the target.
 func (a *app) openSink() (relay.Sink, error) {
 	if a.Kafka.UsesKafka() {
 		return a.openKafka()
@@ -411,7 +409,6 @@ func (a *app) newRelay(ctx context.Context) (*relay.Relay, error) {
 	return r, nil
 }
 
-// describeEvents names the target for a person.
 func (a *app) describeEvents() string {
 	if a.Kafka.UsesKafka() {
 		return "Kafka " + strings.Join(a.Kafka.Brokers, ",") + " topic " + a.Kafka.Topic
@@ -419,7 +416,6 @@ func (a *app) describeEvents() string {
 	return a.eventsFile()
 }
 
-// describeMail names the place that mails go to.
 func (a *app) describeMail() string {
 	if name := a.Mail.Server(); name != "" {
 		return "SMTP " + name

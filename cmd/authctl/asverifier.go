@@ -260,7 +260,6 @@ func fetchBody(ctx context.Context, from, client, secret string, limit int64) ([
 	return data, nil
 }
 
-// fetchJSON gets one JSON document.
 func fetchJSON(ctx context.Context, from, client, secret string, into any) error {
 	data, err := fetchBody(ctx, from, client, secret, 4<<20)
 	if err != nil {

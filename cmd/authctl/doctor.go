@@ -578,7 +578,6 @@ func (d *doctor) clock(ctx context.Context) []finding {
 	return []finding{checkClock(off, "database")}
 }
 
-// checkClock says what a difference to another machine's clock means.
 func checkClock(off time.Duration, whose string) finding {
 	const advice = "synchronise both clocks (NTP): tokens, sessions and leases depend on them"
 	text := fmt.Sprintf("differs from the %s's by %s", whose, off.Abs().Round(time.Millisecond))
@@ -885,5 +884,4 @@ func (d *doctor) hashing(ctx context.Context) []finding {
 	return []finding{fine("%s", text)}
 }
 
-// gib is a number of bytes in GiB.
 func gib(bytes uint64) float64 { return float64(bytes) / (1 << 30) }

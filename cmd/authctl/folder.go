@@ -31,7 +31,6 @@ func (s settings) makeDataFolder() error {
 	return nil
 }
 
-// tryWritingTo creates a file in a folder and removes it.
 func tryWritingTo(dir string) error {
 	probe, err := os.CreateTemp(dir, ".authctl-*")
 	if err != nil {

@@ -72,7 +72,6 @@ func newKeyList(g *global) *cobra.Command {
 // notBefore is the first whole second that is not before t.
 func notBefore(t time.Time) string { return moment(t.Add(time.Second - 1).Truncate(time.Second)) }
 
-// nextStep says what can be done with a key, and when.
 func nextStep(k auth.KeyInfo, now time.Time) string {
 	step := func(word string, at time.Time) string {
 		if k.ClockWasAhead {
@@ -113,7 +112,6 @@ not sign before it is promoted.`,
 	}
 }
 
-// printKey reports the new state of a key, and the next step.
 func (g *global) printKey(a *app, k auth.KeyInfo, line, hint string) error {
 	err := g.tell(a.cmd.OutOrStdout(), k, line)
 	if err == nil && hint != "" && g.output != "json" {

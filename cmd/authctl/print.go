@@ -17,7 +17,6 @@ import (
 	"golang.org/x/term"
 )
 
-// printJSON writes one indented JSON document.
 func printJSON(w io.Writer, v any) error {
 	text, err := encodeJSON(v, "  ")
 	if err == nil {
@@ -34,7 +33,6 @@ func unwritten(err error) error {
 	return nil
 }
 
-// printJSONLine writes a JSON document on one line.
 func printJSONLine(w io.Writer, v any) error {
 	text, err := encodeJSON(v, "")
 	if err == nil {
@@ -299,7 +297,6 @@ func moment(t time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }
 
-// count says how many of something there are.
 func count(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one

@@ -35,7 +35,6 @@ type silent struct{ error }
 
 func (s silent) Unwrap() error { return s.error }
 
-// run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
 	out := &output{Writer: stdout}
@@ -262,7 +261,6 @@ func completeFiles(cmd *cobra.Command) {
 	}
 }
 
-// takesPath reports whether the usage line of a command names a file or a folder.
 func takesPath(use string) bool {
 	return slices.ContainsFunc([]string{"FILE", "FOLDER", "DIR"},
 		func(word string) bool { return strings.Contains(use, word) })

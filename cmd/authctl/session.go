@@ -44,10 +44,8 @@ func (f *sessionFlags) add(cmd *cobra.Command) {
 		"last used before this time (RFC 3339), or longer ago than this duration (72h)")
 }
 
-// ofUser reports whether the flags name a user.
 func (f *sessionFlags) ofUser() bool { return f.given("user") || f.user.flagsGiven() > 0 }
 
-// some reports whether one of the other flags is given.
 func (f *sessionFlags) some() bool { return f.given("id") || f.given("ip") || f.given("before") }
 
 // parse reads the flags except --user, which needs the database.

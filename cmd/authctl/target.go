@@ -29,7 +29,6 @@ would be missing in the right place. Other addresses of the same cluster are the
 		newTargetAdd(g), newTargetRotateSecret(g), newTargetTest(g))
 }
 
-// describeTarget is a target on one line.
 func describeTarget(t *outbox.Target) string {
 	if t == nil {
 		return "none yet: the first relay records its own"

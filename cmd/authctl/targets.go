@@ -82,7 +82,6 @@ func (a *app) noteWaits(ctx context.Context, name string) error {
 	return err
 }
 
-// deliverAdvice says what to do when no process delivers to targets of a kind.
 func deliverAdvice(kind string) string {
 	if kind == outbox.KindMail {
 		return "set MAIL_URL and MAIL_FROM, and AUTH_TOKEN_SECRET, for a process that relays: authctl relay, or " +
@@ -100,7 +99,6 @@ func maybeDone(err error, look string) error {
 	return advised{fmt.Errorf("%w; it may or may not have been done: %s", err, look)}
 }
 
-// waits says how many events wait.
 func waits(n int64) string {
 	if n == 0 {
 		return "nothing waits"
@@ -111,7 +109,6 @@ func waits(n int64) string {
 // startRelay is what to do where nobody relays.
 const startRelay = "start authctl relay, or authctl serve with OUTBOX_RELAY=inline"
 
-// describeDelivery says on one line what waits for a target.
 func describeDelivery(t outbox.DeliveryState) string {
 	waiting := waits(t.Waiting)
 	if t.Waiting > 0 && t.OldestAge > 0 {
@@ -134,7 +131,6 @@ func describeDelivery(t outbox.DeliveryState) string {
 	return strings.Join(parts, ", ")
 }
 
-// describeWants says which events go where.
 func describeWants(s outbox.Subscription) string {
 	text := "what is for it alone"
 	if len(s.Types) > 0 {
@@ -310,7 +306,6 @@ func (c *chosenTarget) listParked(ctx context.Context, a *app, all bool) ([]outb
 	return list, nil
 }
 
-// whenAgain says when a held key is tried again.
 func whenAgain(k outbox.ParkedKey) string {
 	if k.NextAt.IsZero() { // at once, or when its target is resumed
 		return "as soon as that is possible"

@@ -95,7 +95,6 @@ func (p *passwordFlags) given(cmd *cobra.Command) (text string, given bool, err 
 	return text, true, err
 }
 
-// askPasswords asks on the terminal, once for each prompt.
 func askPasswords(cmd *cobra.Command, prompts ...string) ([]string, error) {
 	terminal := terminalOf(cmd)
 	if terminal == nil {
@@ -372,7 +371,6 @@ func onUser(cmd *cobra.Command, with appRunner, do func(context.Context, *app, a
 	return cmd
 }
 
-// printDone reports what was done to an account.
 func (g *global) printDone(a *app, u auth.User, what string) error {
 	return g.printOutcome(a, u, true, what)
 }

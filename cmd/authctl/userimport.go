@@ -133,7 +133,6 @@ func (o *importOptions) run(cmd *cobra.Command, path string) error {
 	return o.read(cmd, path, opt)
 }
 
-// options are the options of the import that the flags ask for.
 func (o *importOptions) options(path string) (auth.ImportOptions, error) {
 	opt := auth.ImportOptions{From: o.from, Format: o.format, Unconfirmed: o.unconfirmed, DryRun: o.dryRun}
 	for _, choice := range []struct {
@@ -246,7 +245,6 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 	})
 }
 
-// everyMinute returns a function that is true once a minute.
 func everyMinute(now func() time.Time) func() bool {
 	last := now()
 	return func() bool {
@@ -384,7 +382,6 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 			r.Rate)}))
 }
 
-// differenceInWords says what is different in the file.
 func differenceInWords(kind string) string {
 	if kind == "disabled" {
 		return "disabled in the file, active here"
@@ -392,7 +389,6 @@ func differenceInWords(kind string) string {
 	return "another " + kind + " in the file"
 }
 
-// kindInWords is a kind of protection, for a person.
 func kindInWords(kind string) string {
 	if action, ok := strings.CutPrefix(kind, "required_action:"); ok {
 		return "required action " + action

@@ -26,7 +26,6 @@ import (
 // testType is the type of the event of authctl outbox target test. It is in no outbox.
 const testType = "auth.Test.v1"
 
-// newWebhookSink makes what sends to webhooks.
 func (a *app) newWebhookSink(seals *webhook.Seals) *webhook.Sink {
 	return webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals})
 }

@@ -20,7 +20,6 @@ type Caller struct {
 	state     sessionState
 }
 
-// live reports whether the session of the token is live.
 func (c Caller) live() bool { return c.state.live(c.SessionID, c.claims.SessionEpoch) }
 
 // identify is [Service.Authenticate] without the check that the session is live.

@@ -147,7 +147,6 @@ const (
 	byUndo  = "undo"  // who could read the notice of a change
 )
 
-// announce adds an event to the transaction.
 func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, env Envelope, data any) error {
 	e, err := env.Event(s.Issuer(), eventType, data)
 	if err != nil {

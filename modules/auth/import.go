@@ -355,7 +355,6 @@ func (i *importer) commit(ctx context.Context, batch []*pendingUser) error {
 	return nil
 }
 
-// count adds the record to the report.
 func (i *importer) count(n *pendingUser) error {
 	report := i.report
 	report.Line = max(report.Line, n.line)
@@ -451,7 +450,6 @@ func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*p
 	return s.hooks.Imported(ctx, tx, list)
 }
 
-// importEvents are the events of an imported account.
 func (s *Service) importEvents(n *pendingUser) ([]outbox.Event, error) {
 	env := s.newEnvelope(n.ID)
 	registered, err := env.Event(s.Issuer(), EventUserRegistered, userRegistered{Envelope: env, Username: n.Username})

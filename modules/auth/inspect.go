@@ -135,7 +135,6 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 	return r, nil
 }
 
-// describe says how a verification ended.
 func (r *TokenReport) describe(claims token.Claims, err error, now time.Time) {
 	refusal, refused := errors.AsType[*token.Refusal](err)
 	switch {

@@ -187,7 +187,6 @@ const (
 	differsPassword = "password" // also changed here, but not the same
 )
 
-// differences compares the record with its own account.
 func (n *pendingUser) differences(o owner) (differs []string) {
 	if n.Status == StatusDisabled && o.status == StatusActive {
 		differs = append(differs, differsDisabled)

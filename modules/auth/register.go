@@ -117,7 +117,6 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	}, nil
 }
 
-// addAccount writes the account with its event.
 func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID, contact NewContact) error {
 	env := Envelope{UserID: a.ID, OccurredAt: a.CreatedAt}
 	return s.transact(ctx, func(ctx context.Context, tx database.Tx) error {

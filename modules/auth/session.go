@@ -358,7 +358,6 @@ type checkAccount func(ctx context.Context, tx database.IDB, now account) error
 // endSessions ends the sessions and returns the new epoch.
 type endSessions func() (epoch int64, err error)
 
-// endAll ends sessions, unless check returns an error.
 func (s *Service) endAll(ctx context.Context, all allSessions, check checkAccount) error {
 	err := s.changeAccount(ctx, all, check, func(_ context.Context, _ database.Tx, _ account, end endSessions) error {
 		_, err := end()

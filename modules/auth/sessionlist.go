@@ -87,7 +87,6 @@ func (s *Service) inPortions(ctx context.Context, f session.Filter, fn func([]se
 	return fn(portion)
 }
 
-// live leaves out the records of sessions that have ended by the database.
 func (s *Service) live(ctx context.Context, records []session.Session) ([]Session, error) {
 	live, _, err := s.compare(ctx, records)
 	return live, err

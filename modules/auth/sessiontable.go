@@ -23,7 +23,6 @@ const begunColumns = "sid, user_id, epoch, began_at"
 // tentativeFor is longer than any sign-in takes: a session that has not begun by then never does.
 const tentativeFor = 15 * time.Minute
 
-// recordBegun stores that a session begins with this transaction.
 func (s *Service) recordBegun(ctx context.Context, tx database.IDB, b begun) error {
 	return database.Exec(ctx, tx, "store the session",
 		"INSERT INTO begun_session ("+begunColumns+", expires_at) VALUES (?, ?, ?, ?, ?)",
@@ -43,7 +42,6 @@ func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uui
 	return found, err
 }
 
-// revokedAmong returns which of the sessions are revoked.
 func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
 	found := make(map[uuid.UUID]bool)
 	if len(sids) == 0 {

@@ -152,7 +152,6 @@ func (d decision) finish(k keys, in tier, how outcome, known, owner id) result {
 	return s
 }
 
-// end ends one reservation in a tier and reports whether a failure crossed a threshold.
 func end(r streakRule, rec *record, how outcome, now int64) (crossed bool) {
 	rec.pending = max(0, rec.pending-1)
 	switch how {

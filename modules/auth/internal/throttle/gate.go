@@ -72,7 +72,6 @@ func (g *gates) due(gate *gate) bool {
 	return true
 }
 
-// finished wakes one who waits at the id.
 func (g *gates) finished(at id) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

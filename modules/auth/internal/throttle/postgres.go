@@ -104,7 +104,6 @@ func (p *postgres) state(ctx context.Context, k keys) (failures int64, wait time
 	return a.failures, a.wait, err
 }
 
-// ids are the ids of the attempt's counters, and others.
 func (k keys) ids(others ...id) []id {
 	all := append([]id{k.account, k.pair, k.device, k.address, k.prefix, k.global}, others...)
 	return slices.DeleteFunc(all, func(i id) bool { return i == (id{}) })
@@ -337,7 +336,6 @@ const writeCounters = `INSERT INTO throttle_counter (id, failed, pending, at_ms,
 		until_ms = excluded.until_ms, mark_ms = excluded.mark_ms, owner = excluded.owner, counted = excluded.counted,
 		expires_hour = excluded.expires_hour`
 
-// write queues the statements that store the changes.
 func (t *table) write(b *pgx.Batch) {
 	var ids, owners, gone [][]byte
 	var numbers [6][]int64

@@ -63,7 +63,6 @@ type verdict struct {
 	known id // of the device and pair tiers: the counter of the owner they were known to
 }
 
-// orLonger returns the refusal of the two that lasts longer.
 func (v verdict) orLonger(w verdict) verdict {
 	if w.limit != limitNone && (v.limit == limitNone || w.wait > v.wait) {
 		return w
@@ -157,7 +156,6 @@ func (r streakRule) room(rec record, name limit, now int64) verdict {
 	return verdict{}
 }
 
-// hasRoom reports whether one more attempt may fail without a delay.
 func (r streakRule) hasRoom(rec record) bool { return rec.failed+rec.pending < r.free }
 
 // hasKnownRoom reports whether the counter of an owner has room for one more failure of the
@@ -171,7 +169,6 @@ func (r streakRule) hasKnownRoom(known, rec record) bool {
 	return known.failed+known.pending < room
 }
 
-// fail counts a failure and reports whether it crossed a threshold.
 func (r streakRule) fail(rec *record, now int64) (crossed bool) {
 	before := rec.failed
 	rec.failed++
@@ -277,7 +274,6 @@ func (c Config) rules() rules {
 	}
 }
 
-// remembers reports whether the pair is known to its owner.
 func (r rules) remembers(pair record, now int64) bool {
 	return now < pair.mark && pair.mark <= now+r.remember
 }

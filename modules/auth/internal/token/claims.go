@@ -106,7 +106,6 @@ func appendUUID(b []byte, id uuid.UUID) []byte {
 	return append(append(append(b, '"'), id.String()...), '"')
 }
 
-// parseClaims reads the payload of an access token.
 func parseClaims(payload []byte) (Claims, error) {
 	var c Claims
 	// The standard claims are required whatever they hold, so that their presence is counted

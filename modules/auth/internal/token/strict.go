@@ -81,7 +81,6 @@ func validKID(kid string) bool {
 	return kid != "" && len(kid) <= maxKID && !strings.ContainsFunc(kid, func(r rune) bool { return !isBase64(r) })
 }
 
-// isBase64 reports whether the character is one of base64url.
 func isBase64(r rune) bool {
 	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_'
 }

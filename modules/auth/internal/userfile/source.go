@@ -160,7 +160,6 @@ func (r row) at(i int) string {
 	return ""
 }
 
-// read turns the text of a record into an account.
 func (s source) read(columns []string, raw rawRecord) (Record, error) {
 	switch {
 	case raw.err != nil:

@@ -25,7 +25,6 @@ func Write(w io.Writer, format string, hashes bool) (func(Exported) error, error
 	return nil, fmt.Errorf("there is no export as %q", format)
 }
 
-// writeAccount writes so many of the columns of an account.
 func writeAccount(w io.Writer, e Exported, columns int) error {
 	verified, contacts := "", ""
 	if e.EmailVerified != nil {
