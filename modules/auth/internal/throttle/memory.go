@@ -37,40 +37,11 @@ func newMemory(r rules, capacity int, now func() time.Time) *memory {
 	return &memory{rules: r, capacity: capacity, now: now, entries: make(map[id]*entry)}
 }
 
-func (m *memory) begin(k keys) verdict {
-	d := m.lock()
-	defer m.mu.Unlock()
-	return d.begin(k)
-}
-
-func (m *memory) finish(k keys, in tier, how outcome, known, owner id) result {
-	d := m.lock()
-	defer m.mu.Unlock()
-	return d.finish(k, in, how, known, owner)
-}
-
-func (m *memory) take(i id) time.Duration {
-	d := m.lock()
-	defer m.mu.Unlock()
-	return d.take(i)
-}
-
-func (m *memory) clear(k keys) {
-	d := m.lock()
-	defer m.mu.Unlock()
-	d.clear(k)
-}
-
-func (m *memory) state(k keys) (failures int64, wait time.Duration) {
-	d := m.lock()
-	defer m.mu.Unlock()
-	return d.state(k)
-}
-
-// lock begins a decision. The caller unlocks m.mu after it.
-func (m *memory) lock() decision {
+// decide has a decision made while nobody else makes one.
+func (m *memory) decide(do func(decision)) {
 	m.mu.Lock()
-	return decision{m.rules, m, m.now().UnixMilli()}
+	defer m.mu.Unlock()
+	do(decision{m.rules, m, m.now().UnixMilli()})
 }
 
 func (m *memory) get(i id) record {

@@ -101,7 +101,7 @@ func sharedAsLocal(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 		switch n := r.IntN(20); {
 		case n < 9:
 			v, err := l.shared.begin(ctx, k)
-			check("begin", v, l.local.begin(k), err)
+			l.local.decide(func(d decision) { check("begin", v, d.begin(k), err) })
 			switch {
 			case v.limit == limitNone:
 				answers["let through: "+tierNames[v.tier]]++
@@ -120,7 +120,7 @@ func sharedAsLocal(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 			password := passwords[r.IntN(2)] // what accounts have; it changes
 			owner := l.known(fingerprint(password))
 			s, err := l.shared.finish(ctx, o.k, o.in, how, o.known, owner)
-			check("finish", s, l.local.finish(o.k, o.in, how, o.known, owner), err)
+			l.local.decide(func(d decision) { check("finish", s, d.finish(o.k, o.in, how, o.known, owner), err) })
 			if s.crossed {
 				answers["crossed"]++
 			}
@@ -130,16 +130,15 @@ func sharedAsLocal(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 		case n == 17:
 			i := l.id(classRegister, mustNetwork(a), "")
 			wait, err := l.shared.take(ctx, i)
-			check("take", wait, l.local.take(i), err)
+			l.local.decide(func(d decision) { check("take", wait, d.take(i), err) })
 		case n == 18:
 			failures, wait, err := l.shared.state(ctx, k)
-			failures2, wait2 := l.local.state(k)
-			check("state", fmt.Sprint(failures, wait), fmt.Sprint(failures2, wait2), err)
+			l.local.decide(func(d decision) { check("state", fmt.Sprint(failures, wait), fmt.Sprint(d.state(k)), err) })
 		case r.IntN(10) == 0:
 			if err := l.shared.clear(ctx, k); err != nil {
 				t.Fatal(err)
 			}
-			l.local.clear(k)
+			l.local.decide(func(d decision) { d.clear(k) })
 		case r.IntN(12) == 0:
 			inFlight = nil // a process has died
 			w.clock.advance(130 * time.Second)

@@ -208,14 +208,15 @@ func (k keys) of(n limit) id {
 	return k.account
 }
 
-func (l *Limiter) begin(ctx context.Context, k keys) (verdict, error) {
+func (l *Limiter) begin(ctx context.Context, k keys) (v verdict, err error) {
 	if l.shared != nil {
-		v, err := l.shared.begin(ctx, k)
+		v, err = l.shared.begin(ctx, k)
 		if err == nil || errors.Is(err, ErrCrowded) {
 			return v, err
 		}
 	}
-	return l.local.begin(k), nil
+	l.local.decide(func(d decision) { v = d.begin(k) })
+	return v, nil
 }
 
 // Failed says that the password was wrong, or that there is no such account. lockedOut is
@@ -257,13 +258,13 @@ func (l *Limiter) Remember(ctx context.Context, account, owner string, address n
 	return l.Succeeded(ctx, &Ticket{attempt: a, keys: l.keysOf(a)}, owner)
 }
 
-func (l *Limiter) finish(ctx context.Context, t *Ticket, how outcome, owner string) result {
+func (l *Limiter) finish(ctx context.Context, t *Ticket, how outcome, owner string) (s result) {
 	if !l.cfg.Enabled || !t.finished.CompareAndSwap(false, true) {
-		return result{}
+		return s
 	}
 	next := l.known(fingerprint(owner))
 	// The counters in this process follow all that it sees, to be of use when the shared ones go.
-	s := l.local.finish(t.keys, t.tier, how, t.known, next)
+	l.local.decide(func(d decision) { s = d.finish(t.keys, t.tier, how, t.known, next) })
 	if l.shared != nil {
 		// Ended even when the caller has left; the time it takes is bounded all the same.
 		if common, err := l.shared.finish(context.WithoutCancel(ctx), t.keys, t.tier, how, t.known, next); err == nil {
@@ -292,7 +293,7 @@ func (l *Limiter) Register(ctx context.Context, address netip.Addr) error {
 		wait, err = l.shared.take(ctx, at)
 	}
 	if err != nil {
-		wait = l.local.take(at)
+		l.local.decide(func(d decision) { wait = d.take(at) })
 	}
 	if wait > 0 {
 		l.refused.WithLabelValues("register").Inc()
@@ -306,7 +307,7 @@ func (l *Limiter) Register(ctx context.Context, address netip.Addr) error {
 func (l *Limiter) Unlock(ctx context.Context, account string) error {
 	for _, key := range l.nameKeys {
 		k := keys{account: idUnder(key, classAccount, netip.Prefix{}, account)}
-		l.local.clear(k)
+		l.local.decide(func(d decision) { d.clear(k) })
 		if l.shared != nil {
 			if err := l.shared.clear(ctx, k); err != nil {
 				return errors.Join(ErrNotShared, ctx.Err())
@@ -327,11 +328,12 @@ type State struct {
 func (l *Limiter) State(ctx context.Context, account string) (worst State, err error) {
 	for _, key := range l.nameKeys {
 		k := keys{account: idUnder(key, classAccount, netip.Prefix{}, account)}
-		failures, wait := l.local.state(k)
-		if l.shared != nil {
-			if failures, wait, err = l.shared.state(ctx, k); err != nil {
-				return State{}, errors.Join(ErrNotShared, ctx.Err())
-			}
+		var failures int64
+		var wait time.Duration
+		if l.shared == nil {
+			l.local.decide(func(d decision) { failures, wait = d.state(k) })
+		} else if failures, wait, err = l.shared.state(ctx, k); err != nil {
+			return State{}, errors.Join(ErrNotShared, ctx.Err())
 		}
 		worst.Failures = max(worst.Failures, int(failures))
 		if until := l.now().Add(wait).UTC(); wait > 0 && until.After(worst.RefusedUntil) {
