@@ -59,26 +59,34 @@ const argon2idPrefix = "$argon2id$v=19$"
 
 func parseArgon2(scheme Scheme) parser {
 	return func(prefix, rest string) (hash, error) {
-		var r reader
-		parts := r.split(rest, 3)
+		parts, err := split(rest, 3)
+		if err != nil {
+			return hash{}, err
+		}
 		// Not everybody keeps to the order: node-argon2 writes m, p, t.
 		order := names(parts[0])
 		if !slices.Equal(slices.Sorted(slices.Values(order)), []string{"m", "p", "t"}) {
-			r.refuse(errors.New("argon2 is accepted with the parameters m, t and p only"))
-			return hash{}, r.err
+			return hash{}, errors.New("argon2 is accepted with the parameters m, t and p only")
 		}
-		n := r.numbers(parts[0], order...)
+		n, err := numbers(parts[0], order...)
+		if err != nil {
+			return hash{}, err
+		}
 		memory, time, threads := n[slices.Index(order, "m")], n[slices.Index(order, "t")], n[slices.Index(order, "p")]
 		switch {
 		case time < 1, threads < 1, memory < 8*threads:
-			r.refuse(errors.New("argon2 parameters are lower than its specification allows"))
+			return hash{}, errors.New("argon2 parameters are lower than its specification allows")
 		case threads > maxArgon2Threads, memory > maxArgon2Memory, memory*time > maxArgon2Work:
-			r.refuse(fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB "+
-				"times passes", maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10))
+			return hash{}, fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB "+
+				"times passes", maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10)
 		}
-		h := r.pair(argon2Hash(scheme, prefix, memory, time, threads, order), base64.RawStdEncoding, parts[1], parts[2])
+		h, err := argon2Hash(scheme, prefix, memory, time, threads, order).decodePair(base64.RawStdEncoding, parts[1],
+			parts[2])
+		if err != nil {
+			return hash{}, err
+		}
 		if len(h.salt) < 8 {
-			r.refuse(errors.New("argon2 salt is shorter than 8 bytes"))
+			return hash{}, errors.New("argon2 salt is shorter than 8 bytes")
 		}
 		if prefix == argon2idPrefix {
 			size := len(h.digest)
@@ -86,6 +94,6 @@ func parseArgon2(scheme Scheme) parser {
 				return c.Algorithm == string(Argon2id) && memory >= c.Argon2Memory<<10 && size >= argon2Digest
 			}
 		}
-		return h, r.err
+		return h, nil
 	}
 }

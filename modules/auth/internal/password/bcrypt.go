@@ -152,19 +152,19 @@ func wordPress(prefix string, cost int) hash {
 func parseBcrypt(scheme func(prefix string, cost int) hash) parser {
 	return func(prefix, rest string) (hash, error) {
 		digits, pair, _ := strings.Cut(rest, "$")
-		var r reader
-		cost := r.number(digits)
+		cost, err := number(digits)
+		if err != nil {
+			return hash{}, err
+		}
 		if cost < 4 || cost > maxBcryptCost {
-			r.refuse(fmt.Errorf("bcrypt cost is not between 4 and %d", maxBcryptCost))
+			return hash{}, fmt.Errorf("bcrypt cost is not between 4 and %d", maxBcryptCost)
 		}
 		enc := bcryptEncoding()
 		pair = strings.Replace(pair, "$", "", 1) // of passlib; parse refuses it in other schemes
 		saltSize := enc.EncodedLen(bcryptSalt)
 		if len(pair) != saltSize+enc.EncodedLen(bcryptDigest) {
-			r.refuse(errMalformed)
-			return hash{}, r.err
+			return hash{}, errMalformed
 		}
-		h := r.pair(scheme(prefix, cost), enc, pair[:saltSize], pair[saltSize:])
-		return h, r.err
+		return scheme(prefix, cost).decodePair(enc, pair[:saltSize], pair[saltSize:])
 	}
 }

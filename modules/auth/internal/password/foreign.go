@@ -150,22 +150,25 @@ func directoryPBKDF2(parts []string) (string, error) {
 // old389PBKDF2 is what 389 Directory Server made before: the iterations, 64 bytes of salt, and 256 of digest, of
 // which the first block tells whether a password is right.
 func old389PBKDF2(parts []string) (string, error) {
-	b, err := base64.StdEncoding.DecodeString(parts[0])
-	if err != nil || binary.BigEndian.Uint32(b) > 1<<31-1 {
-		return "", errMalformed
+	b, err := decode(base64.StdEncoding, parts[0])
+	if err != nil {
+		return "", err
 	}
 	const salt = 4
 	const digest = salt + 64
 	iterations := binary.BigEndian.Uint32(b)
+	if iterations > 1<<31-1 {
+		return "", errMalformed
+	}
 	return phcPBKDF2(PBKDF2SHA256, int(iterations), b[salt:digest], b[digest:digest+sha256.Size]), nil
 }
 
 // atlassianPBKDF2 is that of Jira, Confluence and Crowd: always 10,000 iterations of SHA-1, and 16 bytes of
 // salt before the digest.
 func atlassianPBKDF2(parts []string) (string, error) {
-	b, err := base64.StdEncoding.DecodeString(parts[0])
+	b, err := decode(base64.StdEncoding, parts[0])
 	if err != nil {
-		return "", errMalformed
+		return "", err
 	}
 	return phcPBKDF2(PBKDF2SHA1, 10_000, b[:16], b[16:]), nil
 }
@@ -188,41 +191,64 @@ func springScrypt(parts []string) (string, error) {
 	if err != nil {
 		return "", errMalformed
 	}
-	var r reader
-	salt, digest := r.base64(base64.StdEncoding, parts[1]), r.base64(base64.StdEncoding, parts[2])
-	return phcScrypt(int(n>>16), int(n>>8&0xff), int(n&0xff), salt, digest), r.err
+	salt, err := decode(base64.StdEncoding, parts[1])
+	if err != nil {
+		return "", err
+	}
+	digest, err := decode(base64.StdEncoding, parts[2])
+	if err != nil {
+		return "", err
+	}
+	return phcScrypt(int(n>>16), int(n>>8&0xff), int(n&0xff), salt, digest), nil
 }
 
 // werkzeugScrypt uses the salt as it is written.
 func werkzeugScrypt(parts []string) (string, error) {
-	var r reader
-	n := r.numbers(fmt.Sprintf("n=%s,r=%s,p=%s", parts[0], parts[1], parts[2]), "n", "r", "p")
-	encoded := phcScrypt(r.log2(n[0]), n[1], n[2], []byte(parts[3]), r.hex(parts[4]))
-	return encoded, r.err
+	n, err := numbers(fmt.Sprintf("n=%s,r=%s,p=%s", parts[0], parts[1], parts[2]), "n", "r", "p")
+	if err != nil {
+		return "", err
+	}
+	logN, err := log2(n[0])
+	if err != nil {
+		return "", err
+	}
+	digest, err := hex.DecodeString(parts[4])
+	if err != nil {
+		return "", errMalformed
+	}
+	return phcScrypt(logN, n[1], n[2], []byte(parts[3]), digest), nil
 }
 
 func werkzeugPBKDF2(parts []string) (string, error) {
-	var r reader
-	encoded := phcPBKDF2(Scheme("pbkdf2-"+parts[0]), r.number(parts[1]), []byte(parts[2]), r.hex(parts[3]))
-	return encoded, r.err
+	iterations, err := number(parts[1])
+	if err != nil {
+		return "", err
+	}
+	digest, err := hex.DecodeString(parts[3])
+	if err != nil {
+		return "", errMalformed
+	}
+	return phcPBKDF2(Scheme("pbkdf2-"+parts[0]), iterations, []byte(parts[2]), digest), nil
 }
 
 // kratosScrypt writes N where the others write its logarithm.
 func kratosScrypt(parts []string) (string, error) {
-	var r reader
-	n := r.number(parts[0])
-	if n > 32 && bits.OnesCount(uint(n)) == 1 {
-		n = bits.Len(uint(n)) - 1
+	n, err := number(parts[0])
+	if err != nil {
+		return "", err
 	}
-	return fmt.Sprintf("$scrypt$ln=%d,%s", n, parts[1]), r.err
+	if logN, err := log2(n); err == nil && n > 32 {
+		n = logN
+	}
+	return fmt.Sprintf("$scrypt$ln=%d,%s", n, parts[1]), nil
 }
 
 // aspNET reads ASP.NET Identity's version 3, which holds its parameters, and 2, which has
 // always the same.
 func aspNET(parts []string) (string, error) {
-	b, err := base64.StdEncoding.DecodeString(parts[0])
+	b, err := decode(base64.StdEncoding, parts[0])
 	if err != nil {
-		return "", errMalformed
+		return "", err
 	}
 	const saltSize = 16
 	if b[0] == 0 && len(b) == 1+saltSize+32 {
@@ -251,6 +277,13 @@ func phcScrypt(logN, r, p int, salt, digest []byte) string {
 	enc := base64.RawStdEncoding
 	return fmt.Sprintf("$scrypt$ln=%d,r=%d,p=%d$%s$%s", logN, r, p, enc.EncodeToString(salt),
 		enc.EncodeToString(digest))
+}
+
+func log2(n int) (int, error) {
+	if n < 2 || n&(n-1) != 0 {
+		return 0, errMalformed
+	}
+	return bits.Len(uint(n)) - 1, nil
 }
 
 // refused are the forms that are known and not read, and why not.

@@ -4,10 +4,8 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/bits"
 	"strconv"
 	"strings"
 )
@@ -169,79 +167,60 @@ func parseScheme(encoded string) (hash, error) {
 	return hash{}, unknown(encoded)
 }
 
-// reader reads the parts of a hash. It keeps the first error; after one, what it returns means nothing.
-type reader struct{ err error }
-
-func (r *reader) refuse(err error) {
-	if r.err == nil {
-		r.err = err
-	}
-}
-
 // numbers reads "a=1,b=2": exactly these names, in this order.
-func (r *reader) numbers(text string, names ...string) []int {
-	fields, values := strings.Split(text, ","), make([]int, len(names))
+func numbers(text string, names ...string) ([]int, error) {
+	fields := strings.Split(text, ",")
 	if len(fields) != len(names) {
-		r.refuse(errMalformed)
-		return values
+		return nil, errMalformed
 	}
+	values := make([]int, len(names))
 	for i, field := range fields {
 		name, digits, _ := strings.Cut(field, "=")
-		if name != names[i] {
-			r.refuse(errMalformed)
+		n, err := number(digits)
+		if name != names[i] || err != nil {
+			return nil, errMalformed
 		}
-		values[i] = r.number(digits)
+		values[i] = n
 	}
-	return values
+	return values, nil
 }
 
 // number reads a number of one hash's parameters. What strconv says of it would quote it.
-func (r *reader) number(digits string) int {
+func number(digits string) (int, error) {
 	n, err := strconv.ParseUint(digits, 10, 31)
 	if err != nil {
-		r.refuse(errMalformed)
+		return 0, errMalformed
 	}
-	return int(n)
-}
-
-// log2 reads a power of two.
-func (r *reader) log2(n int) int {
-	if n < 2 || n&(n-1) != 0 {
-		r.refuse(errMalformed)
-	}
-	return bits.Len(uint(n)) - 1
+	return int(n), nil
 }
 
 // split cuts the text at every $ into exactly n parts.
-func (r *reader) split(text string, n int) []string {
+func split(text string, n int) ([]string, error) {
 	parts := strings.Split(text, "$")
 	if len(parts) != n {
-		r.refuse(errMalformed)
-		return make([]string, n)
+		return nil, errMalformed
 	}
-	return parts
+	return parts, nil
 }
 
-// base64 takes line breaks and stray bits that encoding would not write; parse refuses those when the whole is
-// written again and differs.
-func (r *reader) base64(enc *base64.Encoding, text string) []byte {
+// decode reads base64. It takes line breaks and stray bits that encoding would not write;
+// parse refuses those when the whole is written again and differs.
+func decode(enc *base64.Encoding, text string) ([]byte, error) {
 	b, err := enc.DecodeString(text)
 	if err != nil {
-		r.refuse(errMalformed)
+		return nil, errMalformed
 	}
-	return b
+	return b, nil
 }
 
-func (r *reader) hex(text string) []byte {
-	b, err := hex.DecodeString(text)
-	if err != nil {
-		r.refuse(errMalformed)
+// decodePair reads salt and digest, as most schemes end.
+func (h hash) decodePair(enc *base64.Encoding, salt, digest string) (hash, error) {
+	var err error
+	if h.salt, err = decode(enc, salt); err != nil {
+		return hash{}, err
 	}
-	return b
-}
-
-// pair reads salt and digest, as most schemes end.
-func (r *reader) pair(h hash, enc *base64.Encoding, salt, digest string) hash {
-	h.salt, h.digest = r.base64(enc, salt), r.base64(enc, digest)
-	return h
+	if h.digest, err = decode(enc, digest); err != nil {
+		return hash{}, err
+	}
+	return h, nil
 }

@@ -330,8 +330,14 @@ func TestArgon2ParametersMeanWhatTheySay(t *testing.T) {
 
 // Every accepted hash is written back as it was read, and stays within the limits of cost.
 func FuzzParse(f *testing.F) {
+	number := regexp.MustCompile(`\d+`)
 	for _, v := range vectors() {
 		f.Add(v.encoded)
+		for _, at := range number.FindAllStringIndex(v.encoded, 5) { // the parameters stand first
+			for _, other := range []string{"0", "1", "x", "", "99999999999"} {
+				f.Add(v.encoded[:at[0]] + other + v.encoded[at[1]:])
+			}
+		}
 	}
 	for _, encoded := range bombs() {
 		if len(encoded) < maxEncoded {

@@ -15,12 +15,12 @@ func passlibEncoding() *base64.Encoding {
 		base64.NoPadding)
 }
 
-// pbkdf2 gives the hash, whose digest is known, its function, or says why its cost is
+// withPBKDF2 gives the hash, whose digest is known, its function, or says why its cost is
 // not accepted.
 //
 // PBKDF2 computes each block of a digest separately, with all the iterations. An attacker computes only
 // one to check a guess, and so do we: a password is compared with the first block.
-func (r *reader) pbkdf2(h hash, iterations int) (hash, error) {
+func (h hash) withPBKDF2(iterations int) (hash, error) {
 	sum := sumOf(h.scheme)
 	h.derive = func(password, salt []byte, size int) []byte {
 		key, err := pbkdf2.Key(sum, string(password), salt, iterations, size)
@@ -31,20 +31,22 @@ func (r *reader) pbkdf2(h hash, iterations int) (hash, error) {
 	}
 	switch {
 	case iterations < 1:
-		r.refuse(errors.New("pbkdf2 iterations are lower than its specification allows"))
+		return hash{}, errors.New("pbkdf2 iterations are lower than its specification allows")
 	case iterations > maxPBKDF2Work:
-		r.refuse(fmt.Errorf("pbkdf2 iterations cost more than is accepted: %d", maxPBKDF2Work))
+		return hash{}, fmt.Errorf("pbkdf2 iterations cost more than is accepted: %d", maxPBKDF2Work)
 	}
 	h.compared = min(sum().Size(), len(h.digest))
-	return h, r.err
+	return h, nil
 }
 
 // parsePBKDF2 reads i=ITERATIONS,l=BYTES$SALT$DIGEST in base64, with or without the length, or
 // passlib's ITERATIONS$SALT$DIGEST in its own.
 func parsePBKDF2(scheme Scheme) parser {
 	return func(prefix, rest string) (hash, error) {
-		var r reader
-		parts := r.split(rest, 3)
+		parts, err := split(rest, 3)
+		if err != nil {
+			return hash{}, err
+		}
 		phc := strings.HasPrefix(parts[0], "i=")
 		withLength := strings.Contains(parts[0], ",l=")
 		enc, names := passlibEncoding(), []string{"i"}
@@ -56,7 +58,11 @@ func parsePBKDF2(scheme Scheme) parser {
 		if withLength {
 			names = append(names, "l")
 		}
-		iterations := r.numbers(parts[0], names...)[0]
+		n, err := numbers(parts[0], names...)
+		if err != nil {
+			return hash{}, err
+		}
+		iterations := n[0]
 		h := hash{scheme: scheme, encode: func(salt, digest []byte) string {
 			params := strconv.Itoa(iterations)
 			if phc {
@@ -67,20 +73,30 @@ func parsePBKDF2(scheme Scheme) parser {
 			}
 			return prefix + params + "$" + enc.EncodeToString(salt) + "$" + enc.EncodeToString(digest)
 		}}
-		return r.pbkdf2(r.pair(h, enc, parts[1], parts[2]), iterations)
+		if h, err = h.decodePair(enc, parts[1], parts[2]); err != nil {
+			return hash{}, err
+		}
+		return h.withPBKDF2(iterations)
 	}
 }
 
 // parseDjangoPBKDF2 reads ITERATIONS$SALT$DIGEST; the salt is used as it is written.
 func parseDjangoPBKDF2(scheme Scheme) parser {
 	return func(prefix, rest string) (hash, error) {
-		var r reader
-		parts := r.split(rest, 3)
-		iterations := r.number(parts[0])
+		parts, err := split(rest, 3)
+		if err != nil {
+			return hash{}, err
+		}
+		iterations, err := number(parts[0])
+		if err != nil {
+			return hash{}, err
+		}
 		h := hash{scheme: scheme, salt: []byte(parts[1]), encode: func(salt, digest []byte) string {
 			return fmt.Sprintf("%s%d$%s$%s", prefix, iterations, salt, base64.StdEncoding.EncodeToString(digest))
 		}}
-		h.digest = r.base64(base64.StdEncoding, parts[2])
-		return r.pbkdf2(h, iterations)
+		if h.digest, err = decode(base64.StdEncoding, parts[2]); err != nil {
+			return hash{}, err
+		}
+		return h.withPBKDF2(iterations)
 	}
 }

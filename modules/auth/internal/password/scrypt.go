@@ -4,6 +4,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,16 +14,16 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// scrypt returns the function for 2^logN, r and p, unless they are not accepted.
-func (in *reader) scrypt(logN, r, p int) func(password, salt []byte, size int) []byte {
+// scryptKey returns the function for 2^logN, r and p, or why they are not accepted.
+func scryptKey(logN, r, p int) (func(password, salt []byte, size int) []byte, error) {
 	if logN < 1 || r < 1 || p < 1 {
-		in.refuse(errors.New("scrypt parameters are lower than its specification allows"))
+		return nil, errors.New("scrypt parameters are lower than its specification allows")
 	}
 	// Each alone first: the product must not overflow.
 	const most = maxScryptMemory / 128
 	if logN > 24 || r > most || p > most || r<<logN > most || p*r > most || p*r<<logN > maxScryptWork/128 {
-		in.refuse(fmt.Errorf("scrypt parameters cost more than is accepted: %d MiB, %d MiB times lanes",
-			maxScryptMemory>>20, maxScryptWork>>20))
+		return nil, fmt.Errorf("scrypt parameters cost more than is accepted: %d MiB, %d MiB times lanes",
+			maxScryptMemory>>20, maxScryptWork>>20)
 	}
 	return func(password, salt []byte, size int) []byte {
 		key, err := scrypt.Key(password, salt, 1<<logN, r, p, size)
@@ -30,34 +31,51 @@ func (in *reader) scrypt(logN, r, p int) func(password, salt []byte, size int) [
 			return nil // cannot be: the parameters are within bounds
 		}
 		return key
-	}
+	}, nil
 }
 
 func parseScrypt(_, rest string) (hash, error) {
-	var in reader
-	parts := in.split(rest, 3)
-	n := in.numbers(parts[0], "ln", "r", "p")
+	parts, err := split(rest, 3)
+	if err != nil {
+		return hash{}, err
+	}
+	n, err := numbers(parts[0], "ln", "r", "p")
+	if err != nil {
+		return hash{}, err
+	}
 	logN, r, p := n[0], n[1], n[2]
-	h := hash{scheme: Scrypt, derive: in.scrypt(logN, r, p),
-		encode: func(salt, digest []byte) string { return phcScrypt(logN, r, p, salt, digest) }}
-	h = in.pair(h, base64.RawStdEncoding, parts[1], parts[2])
-	return h, in.err
+	h := hash{scheme: Scrypt, encode: func(salt, digest []byte) string { return phcScrypt(logN, r, p, salt, digest) }}
+	if h.derive, err = scryptKey(logN, r, p); err != nil {
+		return hash{}, err
+	}
+	return h.decodePair(base64.RawStdEncoding, parts[1], parts[2])
 }
 
 // parseDjangoScrypt reads N$salt$r$p$digest; the salt is used as it is written.
 func parseDjangoScrypt(_, rest string) (hash, error) {
-	var in reader
-	parts := in.split(rest, 5)
-	n := in.numbers(fmt.Sprintf("n=%s,r=%s,p=%s", parts[0], parts[2], parts[3]), "n", "r", "p")
-	logN, r, p := in.log2(n[0]), n[1], n[2]
-	h := hash{
-		scheme: Scrypt, salt: []byte(parts[1]), derive: in.scrypt(logN, r, p),
-		digest: in.base64(base64.StdEncoding, parts[4]),
-		encode: func(salt, digest []byte) string {
-			return fmt.Sprintf("scrypt$%d$%s$%d$%d$%s", 1<<logN, salt, r, p, base64.StdEncoding.EncodeToString(digest))
-		},
+	parts, err := split(rest, 5)
+	if err != nil {
+		return hash{}, err
 	}
-	return h, in.err
+	n, err := numbers(fmt.Sprintf("n=%s,r=%s,p=%s", parts[0], parts[2], parts[3]), "n", "r", "p")
+	if err != nil {
+		return hash{}, err
+	}
+	logN, err := log2(n[0])
+	if err != nil {
+		return hash{}, err
+	}
+	r, p := n[1], n[2]
+	h := hash{scheme: Scrypt, salt: []byte(parts[1]), encode: func(salt, digest []byte) string {
+		return fmt.Sprintf("scrypt$%d$%s$%d$%d$%s", 1<<logN, salt, r, p, base64.StdEncoding.EncodeToString(digest))
+	}}
+	if h.derive, err = scryptKey(logN, r, p); err != nil {
+		return hash{}, err
+	}
+	if h.digest, err = decode(base64.StdEncoding, parts[4]); err != nil {
+		return hash{}, err
+	}
+	return h, nil
 }
 
 // betterAuthForm reports whether the hash is as better-auth writes it: the hexadecimal of 16
@@ -74,34 +92,50 @@ func lowerHex(text string) bool {
 // parseBetterAuth is scrypt of the password in NFKC; the salt is used as it is written.
 func parseBetterAuth(encoded string) (hash, error) {
 	salt, digest, _ := strings.Cut(encoded, ":")
-	var in reader
-	key := in.scrypt(14, 16, 1)
+	key, err := scryptKey(14, 16, 1)
+	if err != nil {
+		return hash{}, err
+	}
 	h := hash{
 		scheme: Scrypt,
 		salt:   []byte(salt),
-		digest: in.hex(digest),
 		derive: func(password, salt []byte, size int) []byte { return key(norm.NFKC.Bytes(password), salt, size) },
 		encode: func(salt, digest []byte) string { return fmt.Sprintf("%s:%x", salt, digest) },
 	}
-	return h, in.err
+	if h.digest, err = hex.DecodeString(digest); err != nil {
+		return hash{}, errMalformed
+	}
+	return h, nil
 }
 
 // parseFirebaseScrypt reads v=1,n=14,r=8,p=1,ss=SEPARATOR,sk=SIGNERKEY$SALT$DIGEST. Firebase
 // derives a key under the salt followed by the project's separator and encrypts the
 // project's signer key with it: the digest is that ciphertext.
 func parseFirebaseScrypt(_, rest string) (hash, error) {
-	var in reader
-	parts := in.split(rest, 3)
+	parts, err := split(rest, 3)
+	if err != nil {
+		return hash{}, err
+	}
 	params, signerText, ok := strings.Cut(parts[0], ",sk=")
 	params, separatorText, also := strings.Cut(params, ",ss=")
-	n := in.numbers(params, "v", "n", "r", "p")
-	if !ok || !also || n[0] != 1 || n[3] != 1 {
-		in.refuse(errMalformed)
+	n, err := numbers(params, "v", "n", "r", "p")
+	if err != nil || !ok || !also || n[0] != 1 || n[3] != 1 {
+		return hash{}, errMalformed
 	}
 	enc := base64.StdEncoding
-	separator, signer := in.base64(enc, separatorText), in.base64(enc, signerText)
+	separator, err := decode(enc, separatorText)
+	if err != nil {
+		return hash{}, err
+	}
+	signer, err := decode(enc, signerText)
+	if err != nil {
+		return hash{}, err
+	}
 	logN, r := n[1], n[2]
-	key := in.scrypt(logN, r, 1)
+	key, err := scryptKey(logN, r, 1)
+	if err != nil {
+		return hash{}, err
+	}
 	h := hash{
 		scheme: FirebaseScrypt,
 		derive: func(password, salt []byte, _ int) []byte {
@@ -118,6 +152,5 @@ func parseFirebaseScrypt(_, rest string) (hash, error) {
 				enc.EncodeToString(signer), enc.EncodeToString(salt), enc.EncodeToString(digest))
 		},
 	}
-	h = in.pair(h, enc, parts[1], parts[2])
-	return h, in.err
+	return h.decodePair(enc, parts[1], parts[2])
 }

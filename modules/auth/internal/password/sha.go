@@ -28,9 +28,11 @@ func parseSaltedSHA(scheme Scheme) parser {
 	return func(prefix, rest string) (hash, error) {
 		sum := sumOf(scheme)
 		size := sum().Size()
-		var r reader
-		b := r.base64(base64.StdEncoding, rest)
-		if r.err != nil || len(b) < size {
+		b, err := decode(base64.StdEncoding, rest)
+		if err != nil {
+			return hash{}, err
+		}
+		if len(b) < size {
 			return hash{}, errMalformed
 		}
 		return hash{
