@@ -116,7 +116,7 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 		"no such host":         {open("postgres://u@nowhere.invalid/d"), "cannot be resolved"},
 		"silent":               {open("postgres://u@" + silent(t) + "/d?connect_timeout=1"), "reachable"},
 		"no TLS":               {open(query("sslmode", "verify-full")), "ssl = on"},
-		"no folder":            {open("sqlite:" + filepath.Join(dir, "text.db", "x.db")), "authctl's user"},
+		"no folder":            {open("sqlite:" + filepath.Join(dir, "text.db", "x.db")), "in a folder"},
 		"no SQLite database":   {open("sqlite:" + filepath.Join(dir, "text.db")), "no SQLite database"},
 		"too many connections": {&pgconn.PgError{Code: "53300"}, "max_connections"},
 		"server's disk full":   {&pgconn.PgError{Code: "53100"}, "make room"},
