@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -26,7 +24,6 @@ import (
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
-	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Each campaign does what attackers do, against the real service: real hashes, real counters. The
@@ -115,23 +112,6 @@ func (s *siege) hashed(t testing.TB) int {
 	}
 	t.Fatal("no metric counts hashes")
 	return 0
-}
-
-// count is the value of a gauge or a counter, with all its labels together.
-func (s *siege) count(t testing.TB, name string) (sum float64) {
-	t.Helper()
-	families, err := s.hashes.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() == name {
-				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue()
-			}
-		}
-	}
-	return sum
 }
 
 // guess tries a wrong password and reports whether the service compared it.
@@ -433,41 +413,6 @@ func twoServersShareTheLimits(t *testing.T, rc cache.Client) {
 	}
 	servers[1].lockOuts.queued.Wait()
 	servers[0].expectLockOuts(t, v, 1)
-}
-
-// Beyond those who can be served in time, a flood costs neither the database nor Redis anything.
-func TestForWhomThereIsNoPlaceTheLimitsAreNotAsked(t *testing.T) {
-	t.Parallel()
-	cfg := siegeConfig(t)
-	cfg.Password.Workers, cfg.Password.Queue, cfg.Password.QueueWait = 1, 1, 10*testenv.Patience
-	s := newSiege(t, cfg, dbtest.SQLite(t), nil)
-	ctx, leave := context.WithCancel(t.Context())
-	var all sync.WaitGroup
-	prepared := make(chan struct{})
-	verify := func(prepare func()) {
-		all.Go(func() {
-			_, _ = s.passwords.Verify(ctx, "somebody", "a password", func() (string, bool, error) {
-				prepare()
-				return "", false, ctx.Err()
-			})
-		})
-	}
-	verify(func() { close(prepared); <-ctx.Done() })
-	<-prepared
-	verify(func() {}) // waits behind it
-	testenv.Eventually(t, "the only place is taken", func() bool {
-		return s.count(t, "authctl_password_hash_queue") == 2
-	})
-	hurried, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-	defer cancel()
-	if _, err := s.Login(hurried, Credentials{"somebody", goodPassword}, Device{IP: bot(1)}); !errors.Is(err, ErrOverloaded) {
-		t.Errorf("a sign-in for which there is no place: %v", err)
-	}
-	if n := s.count(t, "authctl_throttle_attempts_total"); n != 0 {
-		t.Errorf("its limits were asked for, and it was cancelled: %v attempts", n)
-	}
-	leave()
-	all.Wait()
 }
 
 // Existing, missing and disabled accounts get the same refusals, before and after the limit.

@@ -39,9 +39,6 @@ func (s *Service) admit(ctx context.Context, try throttle.Attempt) (*throttle.Ti
 // account the same work is done for nothing. A hash of an older kind is replaced, also in a.
 func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
 	find func() (found bool, err error)) (*throttle.Ticket, bool, error) {
-	if err := s.passwords.Admit(ctx); err != nil {
-		return nil, false, err
-	}
 	ticket, err := s.admit(ctx, try)
 	if err != nil {
 		return nil, false, err

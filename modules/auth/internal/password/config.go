@@ -23,9 +23,8 @@ type Config struct {
 	Workers int `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0 means one for each CPU, with argon2id no more than half of the memory allows."`
 
 	// No settings; tests set them. Zero means what is said here.
-	// Queue is how many sign-ins may wait for a worker at most; see [Pool.places]. Registrations have the places that
-	// sign-ins leave free, and a quarter as many of their own. It is 1024: their memory is small, and QueueWait ends
-	// them.
+	// Queue is how many sign-ins may wait for a worker. Registrations have the places that sign-ins leave free, and
+	// a quarter as many of their own. It is 1024: their memory is small, and QueueWait ends them.
 	Queue     int
 	QueueWait time.Duration // 5s is the longest a sign-in waits: people have tried again by then
 }

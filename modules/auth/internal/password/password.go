@@ -78,10 +78,6 @@ func (p *Passwords) Close() error {
 // not, and any other error when the breached-set file could not be asked.
 func (p *Passwords) Check(password, username string) error { return p.policy.check(password, username) }
 
-// Admit returns [ErrOverloaded], after a while, when so many sign-ins wait that another one cannot be
-// served in time. Ask it before anything is spent on one; nil promises nothing.
-func (p *Passwords) Admit(ctx context.Context) error { return p.pool.admit(ctx) }
-
 // Overloaded is [ErrOverloaded] with the time after which to try again, which differs for those that are
 // refused together.
 func (p *Passwords) Overloaded() error { return p.pool.Overloaded() }

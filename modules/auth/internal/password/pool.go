@@ -39,8 +39,8 @@ var ErrClosed = errors.New("hashing pool is closed")
 // wait, and a person who arrives during a flood does not wait for all of it. Those who have waited
 // too long are refused without any work done for them. Refusing them late is on purpose: a client
 // that tries again at once would otherwise cost more than it saves. Those who came together are not
-// refused together: see [Pool.patience]. There are only places for those who can be served in time:
-// see [Pool.places]. Others wait as long before they are refused, but for nothing: see [Pool.admit].
+// refused together: see [Pool.patience]. For the same reason those for whom there is no place are
+// held for a moment: see [Pool.hold].
 //
 // Registrations have a queue and a share of their own. While sign-ins wait too, they get one
 // turn in four, and the places that those leave free, at least a quarter; alone they get everything.
@@ -66,7 +66,8 @@ type Pool struct {
 	smooth time.Duration // moving average of what a job takes
 	done   sync.WaitGroup
 
-	closing chan struct{}
+	shortHold time.Duration // least time that one of them is held
+	closing   chan struct{}
 
 	waited   prometheus.Histogram
 	took     prometheus.Histogram
@@ -107,7 +108,8 @@ func NewPool(cfg Config, reg prometheus.Registerer) (*Pool, error) {
 		workers:  cfg.workers(),
 		now:      time.Now,
 
-		closing: make(chan struct{}),
+		shortHold: time.Second,
+		closing:   make(chan struct{}),
 
 		waited: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "authctl_password_hash_wait_seconds", Help: "How long work waited for a hashing worker.",
@@ -190,20 +192,8 @@ func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) e
 // attempts, in this process and in Redis.
 func (p *Pool) patience() time.Duration { return p.maxWait - rand.N(p.maxWait/5+1) }
 
-// admit refuses a sign-in for which there is no place, before anything else is spent on it. When it
-// returns nil, a place may still be taken by others meanwhile.
-func (p *Pool) admit(ctx context.Context) error {
-	p.mu.Lock()
-	err := p.full(signIn)
-	p.mu.Unlock()
-	if err != nil {
-		p.hold(ctx)
-	}
-	return err
-}
-
-// hold delays a refusal. Clients that try again at once would otherwise take all of the processor, since
-// whatever refuses them has a higher priority than hashing.
+// hold delays a refusal by one to two seconds. Clients that try again at once would otherwise take all of
+// the processor, since whatever refuses them has a higher priority than hashing.
 func (p *Pool) hold(ctx context.Context) {
 	p.mu.Lock()
 	full := p.held == p.maxQueue
@@ -214,7 +204,7 @@ func (p *Pool) hold(ctx context.Context) {
 	if full {
 		return
 	}
-	timer := time.NewTimer(p.patience())
+	timer := time.NewTimer(p.shortHold + rand.N(p.shortHold))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -232,35 +222,17 @@ func (p *Pool) enqueue(j *job, why purpose) error {
 	if p.closed {
 		return ErrClosed
 	}
-	if err := p.full(why); err != nil {
-		return err
+	idle, places := p.workers-p.busy, p.maxQueue
+	if why == registration {
+		places = max(1, places/registrationShare, places-p.queues[signIn].Len())
+	}
+	if p.queues[why].Len()+p.near-idle >= places {
+		p.rejected.WithLabelValues("full").Inc()
+		return p.overloaded()
 	}
 	p.wait(j, &p.queues[why])
 	p.callNear()
 	return nil
-}
-
-// full is the refusal when no more may wait, else nil. The caller holds the lock.
-func (p *Pool) full(why purpose) error {
-	idle, places := p.workers-p.busy, p.places()
-	if why == registration {
-		places = max(1, places/registrationShare, places-p.queues[signIn].Len())
-	}
-	if p.queues[why].Len()+p.near-idle < places {
-		return nil
-	}
-	p.rejected.WithLabelValues("full").Inc()
-	return p.overloaded()
-}
-
-// leastPlaces is for how many each worker has places at least, however slow it is at present.
-const leastPlaces = 16
-
-// places is how many may wait: as many as are served within the longest wait. Any more would be
-// refused in the end, after they had asked for their limits. The caller holds the lock.
-func (p *Pool) places() int {
-	served := int(p.maxWait/max(p.smooth, 1)) * p.workers
-	return min(p.maxQueue, max(served, leastPlaces*p.workers))
 }
 
 // makeReady lets a worker have the job, whose turn is near, unless it cannot be prepared.
@@ -365,11 +337,10 @@ func (p *Pool) withdraw(j *job) error {
 	return err
 }
 
-// overloaded is the refusal, with the time in which all who wait could be served and up to
-// half as much more, so that those refused together do not come back together. The caller holds the lock.
+// overloaded is the refusal, with the time in which the queue can be worked off and up to
+// half as much more, so that those refused together do not come back together.
 func (p *Pool) overloaded() error {
-	all := p.queues[signIn].Len() + p.queues[registration].Len() + p.held
-	after := time.Duration(all) * p.smooth / time.Duration(p.workers)
+	after := time.Duration(p.queues[signIn].Len()+p.queues[registration].Len()) * p.smooth / time.Duration(p.workers)
 	after = min(max(after, time.Second), 20*time.Second)
 	return ErrOverloaded.After((after + rand.N(after/2+time.Second)).Round(time.Second))
 }

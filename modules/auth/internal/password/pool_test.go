@@ -94,64 +94,26 @@ func TestTheNewestIsNextWhenTheWaitIsTooLong(t *testing.T) {
 	}
 }
 
-// Whether it asks before or when it comes.
 func TestOneMoreThanTheQueueHoldsIsTurnedAwayUnhashed(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		p, _, release := startPool(t, Config{Queue: 2, QueueWait: time.Minute})
-		if err := p.admit(t.Context()); err != nil {
-			t.Errorf("with two places: %v", err)
-		}
-		ctx, leave := context.WithCancel(t.Context())
-		leave() // nobody is held who has left
-		var all sync.WaitGroup
-		for i := range 2 {
-			all.Go(func() { _ = p.do(t.Context(), signIn, nothing, nothing) })
-			queue(t, p, i+1)
-		}
-		start := time.Now()
-		_ = p.admit(ctx)
-		if held := time.Since(start); held > 0 {
-			t.Errorf("who had left was held for %v", held)
-		}
-		for name, err := range map[string]error{
-			"admit": p.admit(t.Context()),
-			"do":    p.do(t.Context(), signIn, nothing, func() error { t.Error("it ran"); return nil }),
-		} {
-			var f *fault.Fault
-			if !errors.Is(err, ErrOverloaded) || !errors.As(err, &f) || f.RetryAfter < time.Second ||
-				f.RetryAfter > 31*time.Second {
-				t.Errorf("%s: %v", name, err)
-			}
-		}
-		release()
-		all.Wait()
-		if err := p.do(t.Context(), signIn, nothing, nothing); err != nil {
-			t.Errorf("afterwards: %v", err)
-		}
-	})
-}
-
-// Those beyond would be refused in the end, after all that was spent on them.
-func TestThereArePlacesForThoseWhoCanBeServedInTime(t *testing.T) {
-	t.Parallel()
-	p, _, release := startPool(t, Config{QueueWait: 5 * time.Second})
-	defer release()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.workers = 2
-	for took, want := range map[time.Duration]int{
-		0:                      1024, // nothing is known yet
-		time.Millisecond:       1024,
-		50 * time.Millisecond:  200,
-		300 * time.Millisecond: 32,
-		time.Minute:            32, // a machine that stood still
-	} {
-		if p.smooth = took; p.places() != want {
-			t.Errorf("hashes that take %v: %d places, want %d", took, p.places(), want)
-		}
+	p, _, release := startPool(t, Config{Queue: 2, QueueWait: time.Minute})
+	p.shortHold = time.Millisecond
+	var all sync.WaitGroup
+	for i := range 2 {
+		all.Go(func() { _ = p.do(t.Context(), signIn, nothing, func() error { return nil }) })
+		queue(t, p, i+1)
 	}
-	p.workers = 1
+	var f *fault.Fault
+	err := p.do(t.Context(), signIn, nothing, func() error { t.Error("it ran"); return nil })
+	if !errors.Is(err, ErrOverloaded) || !errors.As(err, &f) || f.RetryAfter < time.Second ||
+		f.RetryAfter > 31*time.Second {
+		t.Errorf("%v", err)
+	}
+	release()
+	all.Wait()
+	if err := p.do(t.Context(), signIn, nothing, func() error { return nil }); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
 }
 
 func TestWhoWaitsTooLongIsTurnedAwayUnhashed(t *testing.T) {
@@ -200,6 +162,9 @@ func TestAsManyAreMadeReadyAsThereAreWorkers(t *testing.T) {
 			}
 		})
 		queue(t, p, i+1)
+	}
+	if err := p.do(t.Context(), signIn, prepare, func() error { return nil }); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("%v", err)
 	}
 	p.mu.Lock()
 	near := p.near
@@ -436,6 +401,7 @@ func TestRegistrationsHaveThePlacesThatSignInsLeave(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ signIns, places int }{{0, 40}, {20, 20}, {39, 10}} {
 		p, _, release := startPool(t, Config{Queue: 40, QueueWait: time.Minute})
+		p.shortHold = time.Millisecond
 		ctx, leave := context.WithCancel(t.Context())
 		var all sync.WaitGroup
 		ask := func(why purpose) {
@@ -450,9 +416,7 @@ func TestRegistrationsHaveThePlacesThatSignInsLeave(t *testing.T) {
 		for range c.places - 1 {
 			ask(registration)
 		}
-		p.mu.Lock()
-		err := p.full(registration)
-		p.mu.Unlock()
+		err := p.do(ctx, registration, nothing, func() error { t.Error("it ran"); return nil })
 		if !errors.Is(err, ErrOverloaded) {
 			t.Errorf("one registration more than %d, beside %d sign-ins: %v", c.places, c.signIns, err)
 		}
@@ -466,7 +430,8 @@ func TestRegistrationsHaveThePlacesThatSignInsLeave(t *testing.T) {
 // in any greater number the rest is refused at once.
 func TestARefusalForWantOfAPlaceIsHeld(t *testing.T) {
 	t.Parallel()
-	p, _, release := startPool(t, Config{Queue: 2, QueueWait: 10 * testenv.Patience})
+	p, _, release := startPool(t, Config{Queue: 2, QueueWait: testenv.Patience})
+	p.shortHold = 10 * testenv.Patience
 	var all sync.WaitGroup
 	for i := range 2 {
 		all.Go(func() { _ = p.do(t.Context(), signIn, nothing, func() error { return nil }) })
