@@ -17,10 +17,28 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	// net/http writes there what a receiver of webhooks sends after its answer, in the receiver's own words.
 	log.SetOutput(io.Discard)
-	// The first signal asks for an orderly stop; the second one stops the process at once.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(untilSignal(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// untilSignal is a context that ends with the first SIGINT or SIGTERM, which asks for an orderly stop. The second one
+// stops the process at once, however soon it comes: nothing can know of the first one before that holds.
+func untilSignal() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		signal.Stop(signals)
+		select {
+		case second := <-signals:
+			if self, err := os.FindProcess(os.Getpid()); err != nil || self.Signal(second) != nil {
+				os.Exit(1)
+			}
+		default:
+		}
+		cancel()
+	}()
+	return ctx
 }
 
 // hangups catches SIGHUP, which log rotation sends to have the log file opened again, and which a

@@ -31,7 +31,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(tests{m}, map[string]func(){"authctl": main, "fetch": fetch, "writeevents": writeEvents})
+	testscript.Main(tests{m}, map[string]func(){"authctl": main, "fetch": fetch, "stopping": stopping, "writeevents": writeEvents})
 }
 
 // tests runs the tests, unless this process is a program of a script.
