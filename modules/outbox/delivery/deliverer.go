@@ -302,6 +302,12 @@ func (r *reading) on(t time.Time) int64 {
 	return r.ms + t.Sub(r.at).Milliseconds()
 }
 
+// agrees reports whether a later reading, which was asked for at a moment, can be the same clock: its answer may have
+// been slow. While it can, the former reading stays, so that times of what came one after the other keep their order.
+func (r *reading) agrees(asked time.Time, later reading) bool {
+	return r != nil && r.on(asked) <= later.ms && later.ms <= r.on(later.at)
+}
+
 // databaseNow is the estimated time of the database's clock, in milliseconds.
 func (d *Deliverer) databaseNow() int64 { return d.databaseAt(d.now()) }
 

@@ -122,6 +122,31 @@ func TestParkedKeysComeAgainSomeAtATime(t *testing.T) {
 	})
 }
 
+// An answer that was slow says little about the time: after it, nothing seems to have been before what it came after.
+func TestASlowAnswerMovesNoClock(t *testing.T) {
+	t.Parallel()
+	start := time.Unix(1000, 0)
+	after := func(ms int64) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	first := &reading{ms: 5000, at: after(10)}
+	for name, test := range map[string]struct {
+		asked, answered, ms int64
+		want                bool
+	}{
+		"as quick":                      {1000, 1010, 5990, true},
+		"slow":                          {1000, 3000, 5991, true},
+		"quicker: the first one lagged": {1000, 1001, 6001, false},
+		"set back":                      {1000, 1010, 5989, false},
+	} {
+		if got := first.agrees(after(test.asked), reading{test.ms, after(test.answered)}); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	var none *reading
+	if none.agrees(start, *first) {
+		t.Error("no reading agrees with one")
+	}
+}
+
 // An outage of the database that lasts and a role without rights have different names in the log, since
 // the second waits for a person. Each is logged once, and its end tells how long it lasted.
 func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {

@@ -27,6 +27,8 @@ type lease struct {
 	leaving atomic.Bool // to be handed to another deliverer
 	lost    atomic.Bool // for good
 	flying  atomic.Int32
+
+	recovery *recovery // of the target, that its keys know of; only the worker uses it
 }
 
 // noticeWithin is how soon a deliverer learns what an operator did to a target: it reads the targets when it
@@ -126,17 +128,23 @@ func (d *Deliverer) tickTx(
 	if err := schema.Bounded(ctx, tx, d.cfg.Lease/2); err != nil {
 		return res, err
 	}
-	err = tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&res.clock.ms, &res.server)
+	var now reading
+	from := d.now()
+	err = tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&now.ms, &res.server)
 	if err != nil {
 		return res, err
 	}
-	res.clock.at = d.now()
+	now.at = d.now()
+	res.clock = now
 	if prior := d.server.Load(); prior != "" && prior != res.server {
 		held, d.made = nil, nil // another server: it may not have what this deliverer remembers
 	}
 	if prior := d.server.Load(); prior == res.server {
-		if res.jump, err = d.followClock(ctx, tx, res.clock); err != nil {
+		if res.jump, err = d.followClock(ctx, tx, now); err != nil {
 			return res, err
+		}
+		if last := d.clock.Load(); last.agrees(from, now) {
+			res.clock = *last
 		}
 	}
 	mayTake := d.kinds
@@ -153,7 +161,7 @@ func (d *Deliverer) tickTx(
 	if err != nil {
 		return res, err
 	}
-	living, gone, err := d.seen.Look(ctx, tx, schema.Deliverers, d.id, asked, d.now, res.clock.ms)
+	living, gone, err := d.seen.Look(ctx, tx, schema.Deliverers, d.id, asked, d.now, now.ms)
 	if err != nil {
 		return res, err
 	}

@@ -283,9 +283,6 @@ type outcome struct {
 	gone    error // the target says that it is gone
 	goneMS  int64 // since when the target had its state at the attempt that says so
 	paused  bool  // whether the target was paused for that
-
-	recovered  []*lease // whose held keys are tried at once: the target takes events again, see comeAtOnce
-	tookBefore int64    // when it last took one before; 0: not known
 }
 
 // hold is an attempt that failed.
@@ -324,7 +321,7 @@ func (d *Deliverer) taken(ctx context.Context, server string, target int, ids []
 // record writes an outcome. It holds no key of a lease that was lost meanwhile: another deliverer decides about it.
 func (d *Deliverer) record(ctx context.Context, server string, out *outcome) error {
 	waited := slices.ContainsFunc(out.done, func(f *flight) bool { return f.held })
-	if d.db.IsPostgres() && !waited && len(out.holds) == 0 && out.gone == nil && out.recovered == nil {
+	if d.db.IsPostgres() && !waited && len(out.holds) == 0 && out.gone == nil {
 		if len(out.done) == 0 {
 			return nil
 		}
@@ -335,7 +332,7 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) err
 		return d.taken(ctx, server, out.target, ids)
 	}
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
-		leases := slices.Clone(out.recovered)
+		var leases []*lease
 		for _, h := range out.holds {
 			leases = append(leases, h.lease)
 		}
@@ -352,9 +349,6 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) err
 			return err
 		}
 		if err := recordDone(ctx, tx, out, owned); err != nil {
-			return err
-		}
-		if err := comeAtOnce(ctx, tx, out, owned); err != nil {
 			return err
 		}
 		for i := range out.holds {
@@ -414,24 +408,20 @@ func recordDone(ctx context.Context, tx database.Tx, out *outcome, owned map[*le
 	return forgetKeys(ctx, tx, out.target, keys)
 }
 
-// comeAtOnce ends the pauses of keys that were held while the target took nothing: their pauses have
-// grown with its outage, up to lastPause. It does not end the pauses of keys that failed before the target
-// last took an event: they failed while others did not, so the next attempt would fail too. Nor does it
-// end a pause that the target asked for. The keys come no faster than others that are tried again: see begin.
-func comeAtOnce(ctx context.Context, tx database.Tx, out *outcome, owned map[*lease]bool) error {
-	var shards []int
-	for _, l := range out.recovered {
-		if owned[l] {
-			shards = append(shards, l.shard)
-		}
-	}
+// endPauses lets the keys of some shards come at once that were held during an outage of the target. It does not end
+// the pauses of keys that failed before the target last took an event: they failed while others did not, so the next
+// attempt would fail too. Nor does it end a pause that the target asked for.
+func (d *Deliverer) endPauses(ctx context.Context, tx database.Tx, target int, shards []int, outage recovery) error {
 	if len(shards) == 0 {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = CASE WHEN asked_ms > ?1 THEN asked_ms ELSE ?1 END
-		WHERE target = ?2 AND shard IN (?3) AND parked_ms IS NULL AND next_ms > ?1 AND since_ms >= ?4`,
-		out.now, out.target, database.List(shards), out.tookBefore)
-	return err
+	if err := d.sameClock(ctx, tx); err != nil {
+		return err
+	}
+	return database.Exec(ctx, tx, "end the pauses of an outage",
+		`UPDATE outbox_held_key SET next_ms = CASE WHEN asked_ms > ?1 THEN asked_ms ELSE ?1 END
+		WHERE target = ?2 AND shard IN (?3) AND parked_ms IS NULL AND next_ms > ?1 AND since_ms BETWEEN ?4 AND ?5`,
+		d.databaseNow(), target, database.List(shards), outage.beforeMS, d.databaseAt(outage.at))
 }
 
 // recordHold holds the key of an attempt that failed, and parks it if the event was refused or has failed for long

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,18 +85,14 @@ func TestKeysComeSoonAfterAnOutage(t *testing.T) {
 			defer mu.Unlock()
 			return fails[r.Key]
 		}
-		delay := func(key string) {
-			t.Helper()
-			_, err := db.ExecContext(t.Context(), `UPDATE outbox_held_key SET next_ms = `+inHours(12)+
-				` WHERE key = ?`, key)
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
 		takes := func(key string) {
 			t.Helper()
 			outboxtest.AddKeys(t, db, key)
-			testenv.Eventually(t, key+" is taken", func() bool { return strings.Contains(s.of("hook"), key+"/") })
+			testenv.Eventually(t, key+" is taken, and that is recorded", func() bool {
+				left, err := database.Value[int](db.QueryRowContext(t.Context(),
+					`SELECT count(*) FROM outbox_delivery WHERE key = ?`, key))
+				return err == nil && left == 0
+			})
 		}
 		away := errors.New("away")
 		set(away, "bad", "a", "b")
@@ -112,14 +109,8 @@ func TestKeysComeSoonAfterAnOutage(t *testing.T) {
 		testenv.Eventually(t, "they fail for a while", func() bool {
 			return s.tried("hook", "a") > 6 && s.tried("hook", "b") > 6 && state(t, db, "hook").HeldKeys == 4
 		})
-		held := func(key string) bool { // for long, with no attempt in flight
-			list, err := outbox.HeldKeys(t.Context(), db, hook, true)
-			return err == nil && slices.ContainsFunc(list, func(k outbox.ParkedKey) bool {
-				return k.Key == key && k.NextAt.After(time.Now().Add(time.Minute)) && k.Attempts == s.tried("hook", key)
-			})
-		}
 		for _, key := range []string{"a", "b", "bad"} {
-			testenv.Eventually(t, key+" waits for long", func() bool { delay(key); return held(key) })
+			waitsForLong(t, db, hook, key)
 		}
 		bad := s.tried("hook", "bad")
 		set(nil, "a", "b", "asks")
@@ -127,13 +118,106 @@ func TestKeysComeSoonAfterAnOutage(t *testing.T) {
 		for _, key := range []string{"a", "b"} {
 			testenv.Eventually(t, key+" comes soon", func() bool { return strings.Contains(s.of("hook"), key+"/") })
 		}
-		if got := s.tried("hook", "bad"); got != bad || !held("bad") {
+		if got := s.tried("hook", "bad"); got != bad || !pausesForLong(t, db, hook, "bad") {
 			t.Errorf("the key that failed alone is tried %d more times", got-bad)
 		}
-		if got := s.tried("hook", "asks"); got != 1 || !held("asks") {
+		if got := s.tried("hook", "asks"); got != 1 || !pausesForLong(t, db, hook, "asks") {
 			t.Errorf("the target asked for a pause, but gets %d attempts", got)
 		}
 	})
+}
+
+// The lease of a key that waits is lost in the moment in which its target recovers.
+func TestKeysComeSoonAfterAnOutageWithALostLease(t *testing.T) {
+	t.Parallel()
+	onHook(t, func(t *testing.T, db *database.DB, hook outbox.Subscription, s *receivers) {
+		var away atomic.Bool
+		s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
+			if r.Key == "healed" {
+				write(t, db, `UPDATE outbox_delivery_lease SET owner = '00000000-0000-0000-0000-000000000001',
+					epoch = epoch + 1, until_ms = `+inHours(1))
+				testenv.Eventually(t, "the loss is noticed", func() bool { return !a.Owned() })
+			} else if away.Load() {
+				return errors.New("away")
+			}
+			return nil
+		}
+		start(t, db, s, quick)
+		outboxtest.AddKeys(t, db, "first")
+		empty(t, db, "hook")
+		away.Store(true)
+		outboxtest.AddKeys(t, db, "a")
+		testenv.Eventually(t, "it fails for a while", func() bool { return s.tried("hook", "a") > 6 })
+		waitsForLong(t, db, hook, "a")
+		away.Store(false)
+		outboxtest.AddKeys(t, db, "healed")
+		testenv.Eventually(t, "the target recovers", func() bool { return state(t, db, "hook").Waiting == 1 })
+		write(t, db, `UPDATE outbox_delivery_lease SET owner = NULL, until_ms = 0`)
+		testenv.Eventually(t, "it comes soon", func() bool { return strings.Contains(s.of("hook"), "a/") })
+	})
+}
+
+// A target recovers while an attempt is under way that it never answers.
+func TestAnAttemptWithinAnOutageIsRepeatedSoon(t *testing.T) {
+	t.Parallel()
+	onHook(t, func(t *testing.T, db *database.DB, _ outbox.Subscription, s *receivers) {
+		var away atomic.Bool
+		under, over := make(chan struct{}), make(chan struct{})
+		s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
+			if r.Key == "healed" || !away.Load() {
+				return nil
+			}
+			if a.Number > 20 {
+				under <- struct{}{}
+				<-over
+			}
+			return errors.New("away")
+		}
+		start(t, db, s, quick)
+		outboxtest.AddKeys(t, db, "first")
+		empty(t, db, "hook")
+		away.Store(true)
+		outboxtest.AddKeys(t, db, "a")
+		testenv.Eventually(t, "it fails for a while", func() bool { return s.tried("hook", "a") > 6 })
+		testenv.Eventually(t, "a late attempt is under way", func() bool {
+			write(t, db, `UPDATE outbox_held_key SET attempts = 20, next_ms = 0`)
+			select {
+			case <-under:
+				return true
+			default:
+				return false
+			}
+		})
+		outboxtest.AddKeys(t, db, "healed")
+		testenv.Eventually(t, "the target takes an event", func() bool { return strings.Contains(s.of("hook"), "healed/") })
+		testenv.Eventually(t, "that is recorded", func() bool { return state(t, db, "hook").Waiting == 1 })
+		away.Store(false)
+		close(over)
+		testenv.Eventually(t, "it comes soon", func() bool { return strings.Contains(s.of("hook"), "a/") })
+	})
+}
+
+// waitsForLong gives a key that fails a pause of hours. No attempt is under way then.
+func waitsForLong(t testing.TB, db *database.DB, hook outbox.Subscription, key string) {
+	t.Helper()
+	write(t, db, `UPDATE outbox_held_key SET attempts = 20 WHERE key = '`+key+`'`) // the next one brings minutes
+	testenv.Eventually(t, key+" waits for long", func() bool { return pausesForLong(t, db, hook, key) })
+	write(t, db, `UPDATE outbox_held_key SET next_ms = `+inHours(12)+` WHERE key = '`+key+`'`)
+}
+
+func pausesForLong(t testing.TB, db *database.DB, hook outbox.Subscription, key string) bool {
+	t.Helper()
+	list, err := outbox.HeldKeys(t.Context(), db, hook, true)
+	return err == nil && slices.ContainsFunc(list, func(k outbox.ParkedKey) bool {
+		return k.Key == key && k.NextAt.After(time.Now().Add(time.Minute))
+	})
+}
+
+func write(t testing.TB, db *database.DB, query string) {
+	t.Helper()
+	if _, err := db.ExecContext(t.Context(), query); err != nil {
+		t.Error(err)
+	}
 }
 
 // A target may ask for a pause longer than the time for attempts.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/retry"
 	"github.com/toppira/authctl/platform/tracing"
 )
@@ -52,6 +53,14 @@ type worker struct {
 	parked   parkings
 	began    time.Time // when the worker began
 	took     time.Time // when the target last took an event; zero: not since then
+	tookMS   int64     // … by the database's clock, or earlier if that was set back
+	recovery *recovery // the last one; nil: none since the worker began
+}
+
+// recovery is when a target took an event again, and when it last took one before, by the database's clock.
+type recovery struct {
+	at       time.Time
+	beforeMS int64
 }
 
 // parkings counts the keys that were parked since the last line of the log. All keys of a target that was
@@ -85,6 +94,7 @@ type flight struct {
 	attempts int   // that failed before
 	since    int64 // when the first one failed, by the database's clock; 0: none
 	idle     int64 // for how long nobody could try it again, in milliseconds
+	began    time.Time
 	stateMS  int64 // since when the target had its state when it began
 	created  int64
 	asked    atomic.Bool // its sink has asked whether it may send
@@ -206,10 +216,13 @@ func (w *worker) once() (busy bool) {
 		}
 	}
 	w.forgetLost()
+	err := w.comeAtOnce()
 	if w.ended.Err() != nil || !w.d.until.HoldsAt(w.d.now()) {
 		return busy
 	}
-	err := w.begin(&busy)
+	if err == nil {
+		err = w.begin(&busy)
+	}
 	if err != nil && w.ended.Err() == nil {
 		w.d.failed(w, err)
 		retry.Sleep(w.ended, 100*time.Millisecond)
@@ -218,6 +231,35 @@ func (w *worker) once() (busy bool) {
 		w.d.worked(w)
 	}
 	return busy
+}
+
+// comeAtOnce ends the pauses of keys that were held while the target took nothing: their pauses have grown with its
+// outage, up to lastPause. It does so once for each lease, since one may be lost in the moment of the recovery and come
+// back, or come later. The keys come no faster than others that are tried again: see begin.
+func (w *worker) comeAtOnce() error {
+	shards := map[*lease][]int{}
+	for _, l := range w.leases() {
+		if l.recovery != w.recovery {
+			shards[l] = []int{l.shard}
+		}
+	}
+	if len(shards) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(w.d.abandon, 10*time.Second)
+	defer cancel()
+	err := whereOwned(ctx, w.d, w.subscription().ID, shards,
+		func(ctx context.Context, tx database.Tx, target int, shards []int) error {
+			return w.d.endPauses(ctx, tx, target, shards, *w.recovery)
+		})
+	if err != nil {
+		return err
+	}
+	for l := range shards {
+		l.recovery = w.recovery
+	}
+	w.dueAt = time.Time{}
+	return nil
 }
 
 // lateToSave reports whether a stopping worker has tried for long enough to save its results. The time
@@ -379,6 +421,7 @@ func (w *worker) records(ctx context.Context, chosen []*flight) (map[int64]*outb
 // send begins one attempt.
 func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 	f.lease.flying.Add(1)
+	f.began = w.d.now()
 	w.flying[f.key] = f
 	if f.held {
 		w.retrying++
@@ -571,17 +614,14 @@ func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []
 func (w *worker) save() error {
 	target := w.subscription()
 	_, patient := w.d.sinks[target.Kind].(Patient)
-	now := w.d.databaseNow()
+	clock, at := w.d.clock.Load(), w.d.now()
+	now := clock.on(at)
+	w.tookMS = min(w.tookMS, clock.on(w.took))
 	out := outcome{target: target.ID, now: now, patient: patient}
+	takes := slices.ContainsFunc(w.unsaved, func(r result) bool { return r.err == nil })
 	// While the target takes some events, the pauses of those that it does not take cost no statement.
-	quiet := w.d.now().Sub(cmp.Or(w.took, w.began))
-	if w.missed > 0 && quiet >= outagePauses*w.d.cfg.Pause &&
-		slices.ContainsFunc(w.unsaved, func(r result) bool { return r.err == nil }) {
-		out.recovered = w.leases()
-		if !w.took.IsZero() {
-			out.tookBefore = w.d.databaseAt(w.took)
-		}
-		w.dueAt = time.Time{}
+	if takes && w.missed > 0 && at.Sub(cmp.Or(w.took, w.began)) >= outagePauses*w.d.cfg.Pause {
+		w.recovery = &recovery{at, w.tookMS}
 	}
 	for _, r := range w.unsaved {
 		gone, isGone := errors.AsType[*Gone](r.err)
@@ -596,7 +636,11 @@ func (w *worker) save() error {
 			}
 		default:
 			h := hold{flight: r.flight, err: r.err, refused: is[*Refused](r.err)}
-			h.next = now + w.d.pause(r.attempts).Milliseconds()
+			attempts := r.attempts
+			if end := w.recovery; end != nil && r.began.Before(end.at) && r.since >= end.beforeMS {
+				attempts = 0 // its pauses have grown with the outage, too
+			}
+			h.next = now + w.d.pause(attempts).Milliseconds()
 			if later, ok := errors.AsType[*Later](r.err); ok && later.After > 0 {
 				h.asked = now + min(later.After, longestAsk).Milliseconds()
 				h.next = max(h.next, h.asked)
@@ -625,6 +669,9 @@ func (w *worker) save() error {
 	}
 	for _, h := range out.holds {
 		delete(w.ready, h.key) // set aside, or no longer ours
+	}
+	if takes {
+		w.took, w.tookMS = at, now
 	}
 	w.report(unsaved, out)
 	return nil
@@ -657,7 +704,7 @@ func (w *worker) report(results []result, out outcome) {
 	for _, r := range results {
 		switch {
 		case r.err == nil:
-			w.missed, w.took = 0, w.d.now()
+			w.missed = 0
 			w.d.met.delivered.WithLabelValues(s.Name).Inc()
 			if !r.replay {
 				w.d.met.latency.WithLabelValues(s.Name).Observe(float64(max(0, now-r.created)) / 1000)
