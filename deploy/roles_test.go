@@ -336,6 +336,14 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 		}
 	}
 
+	// As in a copy by logical replication. The role of serve may not look, but that of the owner.
+	run(t, db.as("authctl_migrate"), "SELECT setval('bun_migrations_id_seq', 1, false)")
+	refused, err = db.command(t, t.TempDir(), "authctl_migrate", "serve").CombinedOutput()
+	if err == nil {
+		t.Error("serve starts on a copy without its sequences")
+	}
+	must(string(refused), `.*copied without its sequences.*SELECT setval\('bun_migrations_id_seq', `)
+
 	run(t, db.admin, "REVOKE USAGE ON SCHEMA public FROM authctl_serve")
 	out, err = doctor("authctl_serve", "OUTBOX_RELAY=off")
 	if err == nil {

@@ -599,3 +599,67 @@ func TestNewWritesAllFourFiles(t *testing.T) {
 		}
 	}
 }
+
+func TestEverySequenceOfACopyIsLookedAt(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	do := func(statement string) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := func() []string {
+		t.Helper()
+		raise, err := migrations.LateSequences(t.Context(), db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raise
+	}
+	sequences, err := database.Collect(t.Context(), db, "list the sequences", func(r database.Row) (s string, err error) {
+		err = r.Scan(&s)
+		return s, err
+	}, "SELECT sequencename FROM pg_sequences WHERE schemaname = current_schema()")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list := late(); len(list) > 0 {
+		t.Errorf("new: %q", list)
+	}
+	do("INSERT INTO bun_migration_locks (table_name) VALUES ('any')")
+	do("INSERT INTO revocation (type, kid, expires_ms) VALUES ('key', 'any', 0)")
+	do(`SELECT outbox_add(0, 2, gen_random_uuid(), 'test.Happened.v1', 'key', '', 'test', '', '', '{}')`)
+	for _, events := range []string{"are kept", "were removed"} {
+		if events == "were removed" {
+			do("UPDATE outbox_shard SET low = 1")
+			do("DELETE FROM outbox_event")
+		}
+		for _, s := range sequences {
+			do("SELECT setval('" + s + "', 1, false)")
+		}
+		raise := late()
+		if len(raise) != len(sequences) {
+			t.Errorf("events %s: there are %q, and late are %q", events, sequences, raise)
+		}
+		for _, statement := range raise {
+			do(statement)
+		}
+		if list := late(); len(list) > 0 {
+			t.Errorf("events %s, raised: %q", events, list)
+		}
+	}
+}
+
+// A release that may be older than the schema asks only for what it uses itself.
+func TestAnOverloadedFunctionHidesNoRights(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	if _, err := db.ExecContext(t.Context(), `CREATE FUNCTION outbox_deliver(one text, two text, three text, four text)
+		RETURNS void LANGUAGE sql AS ''`); err != nil {
+		t.Fatal(err)
+	}
+	if missing, err := migrations.MissingRights(t.Context(), db, "authctl_serve"); err != nil || len(missing) > 0 {
+		t.Errorf("%q, %v", missing, err)
+	}
+}

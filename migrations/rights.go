@@ -42,7 +42,8 @@ func MissingRights(ctx context.Context, db *database.DB, role string) ([]string,
 		return missing, err
 	}, `SELECT r || ' on ' || o FROM unnest(?::text[], ?::text[], ?::text[]) WITH ORDINALITY AS wanted (k, r, o, n)
 		WHERE NOT CASE k WHEN 'kSEQUENCE' THEN has_sequence_privilege(o, r)
-			WHEN 'kFUNCTION' THEN has_function_privilege(o::regproc::oid, r)
+			WHEN 'kFUNCTION' THEN EXISTS (SELECT FROM pg_proc -- perhaps several: a newer release or others may overload it
+				WHERE proname = o AND pg_function_is_visible(oid) AND has_function_privilege(oid, r))
 			WHEN 'kCOLUMNS' THEN has_any_column_privilege(o, r)
 			ELSE has_table_privilege(o, r) END
 		ORDER BY n`, list(kinds), list(rights), list(objects))

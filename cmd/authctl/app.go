@@ -232,6 +232,13 @@ func (a *app) openAuth(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		raise, err := migrations.LateSequences(ctx, a.db)
+		if len(raise) > 0 {
+			err = fmt.Errorf("%s; %s", copiedWithoutSequences, raiseSequences(raise))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	var err error
 	a.ownSecret, err = a.ensureSecret(!a.looking)

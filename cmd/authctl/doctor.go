@@ -535,7 +535,20 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	if d.relays || d.Outbox.Relay == "inline" && isSo(ctx, d.db, relays) {
 		list = append(list, d.rights(ctx, "authctl_relay")...)
 	}
+	switch raise, err := migrations.LateSequences(ctx, d.db); {
+	case err != nil:
+		list = append(list, d.databaseFails(err, "look at the database's log"))
+	case len(raise) > 0:
+		list = append(list, failing(copiedWithoutSequences, raiseSequences(raise)))
+	}
 	return append(list, d.fenceFindings(ctx)...)
+}
+
+const copiedWithoutSequences = "the database was copied without its sequences: they would give numbers that are in " +
+	"use, so that changes fail"
+
+func raiseSequences(statements []string) string {
+	return "raise them, as the tables' owner: " + strings.Join(statements, "; ")
 }
 
 // rights says what the role of these settings lacks, which is what grants.sql gives the one with its work.
@@ -647,12 +660,6 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 		return []finding{failing(err.Error(), "look at the database's log")}
 	}
 	list := d.targetFits(ctx, nil)
-	if repeat, err := outbox.IDsRepeat(ctx, d.db); err == nil && repeat {
-		list = append(list, failing("the next events would get ids that were given before, so that every change "+
-			"fails: the database was copied without its sequences", "raise them, as the tables' owner: "+
-			"SELECT setval('outbox_event_id', greatest((SELECT max(id) FROM outbox_event), "+
-			"(SELECT max(low) FROM outbox_shard))), setval('revocation_id_seq', (SELECT max(id) FROM revocation))"))
-	}
 	if st.ParkedKeys > 0 {
 		list = append(list, doubtful(count(int(st.ParkedKeys), "key is", "keys are")+" parked",
 			"see: authctl outbox parked list"))

@@ -54,19 +54,6 @@ func (st State) Target() *Target {
 	return &st.Targets[0]
 }
 
-// IDsRepeat reports that new events would get ids that were given before, which fails: the database was copied without
-// its sequences, as logical replication does.
-func IDsRepeat(ctx context.Context, db *database.DB) (repeat bool, err error) {
-	if !db.IsPostgres() {
-		return false, nil
-	}
-	// What the statement sees was drawn before it began, and so before it reads the sequence.
-	err = db.QueryRowContext(ctx, `SELECT greatest((SELECT max(id) FROM outbox_event),
-		(SELECT max(low) FROM outbox_shard), 0)
-		> (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_event_id)`).Scan(&repeat)
-	return repeat, err
-}
-
 // Status reads the state of the outbox. It counts, which takes a moment when millions are pending.
 func Status(ctx context.Context, db *database.DB) (st State, err error) {
 	defer func() {
