@@ -581,7 +581,7 @@ func FuzzOneLine(f *testing.F) {
 	})
 }
 
-var ansi = regexp.MustCompile("\x1b\\[[0-9]+m")
+var ansi = regexp.MustCompile("\x1b\\[[0-9;]+m")
 
 func TestColoursAreForTerminalsAlone(t *testing.T) {
 	terminal := openTerminal(t)
@@ -604,12 +604,18 @@ func TestColoursAreForTerminalsAlone(t *testing.T) {
 	if wantsColour(pipe) || wantsColour(&bytes.Buffer{}) {
 		t.Error("colours are written to a pipe")
 	}
-	line, err := consoleEncoder(true).EncodeEntry(zapcore.Entry{Level: zap.WarnLevel, Message: "m"}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := safe(line.Bytes()); !ansi.Match(got) {
-		t.Errorf("the colours are lost: %q", got)
+	// Yellow, cyan and white cannot be read on a light terminal, blue not on a dark one.
+	for level, want := range map[zapcore.Level]string{
+		zap.DebugLevel: "DEBUG", zap.InfoLevel: "INFO", zap.WarnLevel: "\x1b[1;35mWARN\x1b[0m",
+		zap.ErrorLevel: "\x1b[1;31mERROR\x1b[0m",
+	} {
+		line, err := consoleEncoder(true).EncodeEntry(zapcore.Entry{Level: level, Message: "m"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := safe(line.Bytes()); !bytes.HasPrefix(got, []byte(want+"  ")) {
+			t.Errorf("want %q in %q", want, got)
+		}
 	}
 }
 

@@ -158,9 +158,21 @@ func consoleEncoder(colour bool) zapcore.Encoder {
 		NewReflectedEncoder: newReflected,
 	}
 	if colour {
-		cfg.EncodeLevel = zapcore.CapitalColorLevelEncoder
+		cfg.EncodeLevel = colouredLevel
 	}
 	return zapcore.NewConsoleEncoder(cfg)
+}
+
+// colouredLevel uses colours that can be read on light and dark terminals, for what somebody should notice.
+func colouredLevel(l zapcore.Level, enc zapcore.PrimitiveArrayEncoder) {
+	text := l.CapitalString()
+	switch {
+	case l >= zapcore.ErrorLevel:
+		text = "\x1b[1;31m" + text + "\x1b[0m" // bold red
+	case l == zapcore.WarnLevel:
+		text = "\x1b[1;35m" + text + "\x1b[0m" // bold magenta
+	}
+	enc.AppendString(text)
 }
 
 // cutFields limits the length of texts, without changing the caller's slice. Errors and Stringers
