@@ -12,3 +12,5 @@ func Commands() []string {
 	slices.Sort(names)
 	return names
 }
+
+var Outdated = outdated

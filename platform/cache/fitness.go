@@ -265,8 +265,8 @@ func (s Server) rights(ctx context.Context, cluster bool) (*Problem, error) {
 		Advice: "let it: ACL SETUSER USER +" + strings.Join(missing, " +")}, nil
 }
 
-// Check looks for settings of the servers that make them lose data, or not recover, and returns a
-// problem for each. An error means that the settings cannot be read.
+// Check looks for servers that are too old, and for settings that make them lose data, or not recover, and returns a
+// problem for each. An error means that this cannot be read.
 func Check(ctx context.Context, client Client) ([]*Problem, error) {
 	servers, err := Servers(ctx, client)
 	if err != nil {
@@ -279,7 +279,8 @@ func Check(ctx context.Context, client Client) ([]*Problem, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", server.named("ask Redis for its settings"), err)
 		}
-		for _, problem := range forgetful(parseInfo(text), watched || IsCluster(client)) {
+		info := parseInfo(text)
+		for _, problem := range append(outdated(info), forgetful(info, watched || IsCluster(client))...) {
 			problem.Found = server.named(problem.Found)
 			found = append(found, problem)
 		}
@@ -288,6 +289,19 @@ func Check(ctx context.Context, client Client) ([]*Problem, error) {
 		found = append(found, p.sentinels.check(ctx)...)
 	}
 	return found, nil
+}
+
+// outdated checks the version in the INFO of a server. Those that only speak like Redis give one, too.
+func outdated(info map[string]string) []*Problem {
+	const oldestMajor, oldestMinor = 6, 2 // that passed the tests: see docs/operations.md
+	var major, minor int
+	version := info["redis_version"]
+	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n < 2 || major > oldestMajor ||
+		major == oldestMajor && minor >= oldestMinor {
+		return nil
+	}
+	return []*Problem{{Found: "Redis " + version + " is older than all that authctl was tried with",
+		Advice: "upgrade it to Redis 7 or newer, or Valkey 7.2 or newer"}}
 }
 
 // forgetful checks the INFO of a server; replaced says that another server replaces it when it fails.

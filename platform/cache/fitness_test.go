@@ -145,6 +145,9 @@ func TestAServerThatIsOfNoUseIsToldOfWithWhatToDo(t *testing.T) {
 				problem.Setup != s.setup {
 				t.Errorf("finding %q, advice %q, setup %v", problem.Found, problem.Advice, problem.Setup)
 			}
+			if strings.Contains(err.Error(), ".:") {
+				t.Errorf("a sentence ends in the middle: %v", err)
+			}
 			if !cache.IsUnavailable(err) {
 				t.Errorf("%v counts as our own defect", err)
 			}
@@ -291,6 +294,17 @@ func TestCheckTellsOfAServerThatForgets(t *testing.T) {
 	}
 	if _, err := cache.Check(t.Context(), blind); err == nil {
 		t.Error("without the right to run INFO the check finds no fault")
+	}
+}
+
+func TestCheckTellsOfAServerOlderThanThoseTried(t *testing.T) {
+	t.Parallel()
+	for version, old := range map[string]bool{
+		"": false, "unknown": false, "5.0.14": true, "6.0.20": true, "6.2.5": false, "7.0.15": false, "10.0.0": false,
+	} {
+		if found := cache.Outdated(map[string]string{"redis_version": version}); (len(found) > 0) != old {
+			t.Errorf("%s: %v", version, found)
+		}
 	}
 }
 

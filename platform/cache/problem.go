@@ -168,6 +168,7 @@ func answersPlainly(ctx context.Context, opt *redis.Options) bool {
 
 // refusal explains error replies by the code that they begin with.
 func refusal(err error) *Problem {
+	found := strings.TrimSuffix(err.Error(), ".") // advice follows
 	const rights = "give the Redis user the keys " + Prefix + "* and the commands in docs/operations.md; authctl " +
 		"doctor tries each"
 	for _, kind := range []struct {
@@ -194,16 +195,16 @@ func refusal(err error) *Problem {
 	} {
 		for known := range strings.FieldsSeq(kind.codes) {
 			if code(err) == known {
-				return &Problem{Found: err.Error(), Advice: kind.advice, Setup: kind.setup, Err: err}
+				return &Problem{Found: found, Advice: kind.advice, Setup: kind.setup, Err: err}
 			}
 		}
 	}
 	if redis.IsMaxClientsError(err) {
-		return &Problem{Found: err.Error(), Err: err, Advice: "it has reached its limit of clients: raise its " +
+		return &Problem{Found: found, Err: err, Advice: "it has reached its limit of clients: raise its " +
 			"maxclients, or add ?pool_size=16 to REDIS_URL to open fewer"}
 	}
 	// Other errors have no code of their own, such as a right that a script lacks.
-	return &Problem{Found: err.Error(), Err: err, Advice: "check that it is Redis 7 or newer, and " + rights}
+	return &Problem{Found: found, Err: err, Advice: "check that it is Redis 7 or newer, and " + rights}
 }
 
 const (
