@@ -83,11 +83,12 @@ func (a *app) noteWaits(ctx context.Context, name string) error {
 }
 
 func deliverAdvice(kind string) string {
+	has := "AUTH_TOKEN_SECRET"
 	if kind == outbox.KindMail {
-		return "set MAIL_URL and MAIL_FROM, and AUTH_TOKEN_SECRET, for a process that relays: authctl relay, or " +
-			"authctl serve with OUTBOX_RELAY=inline"
+		has = "MAIL_URL, MAIL_FROM and " + has
 	}
-	return "give AUTH_TOKEN_SECRET to a process that relays: authctl relay, or authctl serve with OUTBOX_RELAY=inline"
+	return "it needs a process that relays and has " + has + ": authctl relay, or authctl serve with " +
+		"OUTBOX_RELAY=inline"
 }
 
 // maybeDone adds to the error of a change that may have been made what to do, where running the command again is
