@@ -63,16 +63,17 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 		secrets = append(secrets, a.AccessToken, a.RefreshToken)
 	}
 	rotated := d.refresh
-	keep(s.must(s.refresh(d.refresh)))
-	keep(s.must(s.refresh(d.refresh)))
-	keep(s.must(s.refresh(rotated))) // creates links to the newest token
-	keep(s.must(s.call("POST", api+"/password", d.access,
-		fields{"current_password": password, "new_password": newPassword})))
-	keep(s.must(s.refresh(d.refresh)))
+	inTheEnd := func(path, access string, body fields) answer {
+		return s.must(untilAvailable(func() (answer, error) { return s.call("POST", api+path, access, body) }))
+	}
+	keep(s.must(s.refreshInTheEnd(d.refresh)))
+	keep(s.must(s.refreshInTheEnd(d.refresh)))
+	keep(s.must(s.refreshInTheEnd(rotated))) // creates links to the newest token
+	keep(inTheEnd("/password", d.access, fields{"current_password": password, "new_password": newPassword}))
+	keep(s.must(s.refreshInTheEnd(d.refresh)))
 	_, _ = s.call("POST", api+"/login", "", fields{"username": d.name, "password": "a wrong one, mistyped"})
 	secrets = append(secrets, "a wrong one, mistyped")
-	a, err := s.call("POST", api+"/login", "", fields{"username": d.name, "password": newPassword})
-	s.must(a, err)
+	a := inTheEnd("/login", "", fields{"username": d.name, "password": newPassword})
 	secrets = append(secrets, a.AccessToken, a.RefreshToken, a.Device)
 	reused := s.register()
 	secrets = append(secrets, w.reuse(s, reused), reused.refresh, reused.access)
@@ -273,8 +274,9 @@ func (s *server) tryAsCredential(name, c string) error {
 			return fmt.Errorf("%.20q as an access token: %v, %v", header, a, err)
 		}
 		there := &server{t: s.t, url: s.url, http: s.http, clientSecret: header}
-		if a, err := there.call("POST", "/oauth2/introspect", "", url.Values{"token": {"x"}}); err != nil ||
-			a.Status != http.StatusUnauthorized {
+		if a, err := untilAvailable(func() (answer, error) {
+			return there.call("POST", "/oauth2/introspect", "", url.Values{"token": {"x"}})
+		}); err != nil || a.Status != http.StatusUnauthorized {
 			return fmt.Errorf("%.20q as a client's secret: %v, %v", header, a, err)
 		}
 	}

@@ -197,7 +197,7 @@ func oldTokensAreReuse(w *installation) error {
 		d.keep(s.must(s.refresh(d.refresh)))
 		w.after(shortWindow)
 		switch when {
-		case "while its owner goes on":
+		case "while its owner continues":
 			for range 5 {
 				d.keep(s.must(s.refresh(d.refresh)))
 			}
