@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -65,7 +66,7 @@ func TestSendingIsASpanOfTheEventsTrace(t *testing.T) { // not parallel: it sets
 	}
 	real, path := file(t)
 	s := &shaky{Sink: &picky{Sink: real, refuses: func(r relay.Record) bool { return r.Key == "bad" }}}
-	stop := startRelay(t, db, s, relay.Config{}, relay.Options{Tracer: tracer})
+	stop := startRelay(t, db, s, relay.Config{Lease: time.Minute}, relay.Options{Tracer: tracer}) // no batch is given up
 	drained(t, db)
 	stop()
 	if err := tracer.Close(); err != nil {

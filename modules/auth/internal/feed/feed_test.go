@@ -731,16 +731,19 @@ func TestOfEachClientTheVerifiersSeenLastAreRemembered(t *testing.T) {
 			}
 			return n
 		}
-		f.feed.Note(feed.Verifier{Client: "good", Name: "orders", Instance: "0"}, f.asOf)
-		f.feed.Note(feed.Verifier{Client: "bad", Name: "orders", Instance: "first"}, f.asOf)
-		testenv.Eventually(t, "they are in the database", func() bool { return count("true") == 2 })
+		// A verifier says it with each question: a write that a busy database does not take in time is lost.
+		testenv.Eventually(t, "they are in the database", func() bool {
+			f.feed.Note(feed.Verifier{Client: "good", Name: "orders", Instance: "0"}, f.asOf)
+			f.feed.Note(feed.Verifier{Client: "bad", Name: "orders", Instance: "first"}, f.asOf)
+			return count("true") == 2
+		})
 		if _, err := db.Write(t.Context(), "UPDATE verifier SET seen_ms = seen_ms - 30000"); err != nil {
 			t.Fatal(err)
 		}
-		for n := range feed.MostOfClient {
-			f.feed.Note(feed.Verifier{Client: "bad", Name: "orders", Instance: fmt.Sprint(n)}, f.asOf)
-		}
 		testenv.Eventually(t, "the first instance was forgotten", func() bool {
+			for n := range feed.MostOfClient {
+				f.feed.Note(feed.Verifier{Client: "bad", Name: "orders", Instance: fmt.Sprint(n)}, f.asOf)
+			}
 			return count("instance = 'first'") == 0
 		})
 		if bad, good := count("client = 'bad'"), count("client = 'good'"); bad != feed.MostOfClient || good != 1 {
