@@ -630,10 +630,14 @@ func TestEverySequenceOfACopyIsLookedAt(t *testing.T) {
 	do("INSERT INTO bun_migration_locks (table_name) VALUES ('any')")
 	do("INSERT INTO revocation (type, kid, expires_ms) VALUES ('key', 'any', 0)")
 	do(`SELECT outbox_add(0, 2, gen_random_uuid(), 'test.Happened.v1', 'key', '', 'test', '', '', '{}')`)
-	for _, events := range []string{"are kept", "were removed"} {
-		if events == "were removed" {
+	for _, events := range []string{"are kept", "were removed", "are messages"} {
+		switch events {
+		case "were removed":
 			do("UPDATE outbox_shard SET low = 1")
 			do("DELETE FROM outbox_event")
+		case "are messages":
+			do("UPDATE outbox_shard SET low = 0")
+			do("INSERT INTO outbox_message SELECT 1, 0, gen_random_uuid(), '', '', '', '', '', '', ''")
 		}
 		for _, s := range sequences {
 			do("SELECT setval('" + s + "', 1, false)")

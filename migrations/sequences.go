@@ -8,9 +8,10 @@ import (
 )
 
 // sequences are those of the schema on PostgreSQL, each with the highest number that it has given, as far as the tables
-// tell. Events are removed after a while, and shards then still know how far they got.
+// tell. Events are removed after a while, and shards then still know how far they got. Messages that wait are no events.
 var sequences = []struct{ name, given string }{
-	{"outbox_event_id", "greatest((SELECT max(id) FROM outbox_event), (SELECT max(low) FROM outbox_shard))"},
+	{"outbox_event_id", "greatest((SELECT max(id) FROM outbox_event), (SELECT max(id) FROM outbox_message), " +
+		"(SELECT max(low) FROM outbox_shard))"},
 	{"revocation_id_seq", "(SELECT max(id) FROM revocation)"},
 	{"bun_migrations_id_seq", "(SELECT max(id) FROM bun_migrations)"},
 	{"bun_migration_locks_id_seq", "(SELECT max(id) FROM bun_migration_locks)"},

@@ -280,7 +280,8 @@ func (d *doctor) dataFolder(context.Context) []finding {
 		return []finding{fine("%s, for its owner alone", dir)}
 	}
 	advice := "chmod 700 " + dir
-	if errors.Is(os.Chmod(dir, info.Mode()), fs.ErrPermission) { // a volume of Kubernetes, which is root's
+	// Times, like the mode, are for the owner alone to set. A volume of Kubernetes is root's.
+	if errors.Is(os.Chtimes(dir, time.Time{}, info.ModTime()), fs.ErrPermission) {
 		advice = "it is another user's: do nothing if only this container sees it, or else name one of authctl's " +
 			"user with APP_DATA_DIR"
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -152,6 +154,26 @@ func TestDoctorNoticesACopyWithoutSequences(t *testing.T) {
 		if f.Status != checkOK {
 			t.Errorf("raised: %+v", f)
 		}
+	}
+}
+
+// A folder for a group has the bit by which its files are of that group. Whoever is not of the group and sets the
+// mode as it is takes the bit away.
+func TestDoctorLeavesTheDataFolderAsItIs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	testenv.Must(t, errors.Join(os.Chmod(dir, 0o770|os.ModeSetgid), os.Chtimes(dir, time.Time{}, time.Unix(1, 0))))
+	d := &doctor{app: &app{}}
+	d.App.DataDir = dir
+	before, err := os.Stat(dir)
+	testenv.Must(t, err)
+	if list := d.dataFolder(t.Context()); len(list) != 1 || list[0].Advice != "chmod 700 "+dir {
+		t.Errorf("found %v", list)
+	}
+	after, err := os.Stat(dir)
+	testenv.Must(t, err)
+	if before.Mode() != after.Mode() || !before.ModTime().Equal(after.ModTime()) {
+		t.Errorf("%v, changed %v, became %v, changed %v", before.Mode(), before.ModTime(), after.Mode(), after.ModTime())
 	}
 }
 
