@@ -178,6 +178,9 @@ func rollBack(ctx context.Context, one database.Single) ([]State, error) {
 	if err != nil {
 		return nil, err
 	}
+	if applied, err := m.AppliedMigrations(ctx); err != nil || len(applied) == len(unknown) { // none is ours
+		return nil, err
+	}
 	if len(unknown) > 0 {
 		return nil, fmt.Errorf("%w (%s, applied %s): undo that first, with the binary of that release", ErrNewer,
 			unknown[len(unknown)-1].Name, unknown[len(unknown)-1].AppliedAt.UTC().Format(time.RFC3339))

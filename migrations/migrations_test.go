@@ -213,6 +213,9 @@ func TestTablesOfAnotherProgramAreSaid(t *testing.T) {
 		if err := migrations.Check(t.Context(), db); !errors.Is(err, migrations.ErrForeign) {
 			t.Errorf("of somebody else whose migrations Bun runs, too: %v", err)
 		}
+		if undone, err := migrations.Down(t.Context(), db); err != nil || len(undone) > 0 {
+			t.Errorf("there is nothing of ours to undo: %v, %v", undone, err)
+		}
 		_, err = migrations.Up(t.Context(), db)
 		tasks := []database.Task{database.OwnTables}
 		if !db.IsPostgres() { // serve and user create migrate there

@@ -129,14 +129,20 @@ func (a *app) openDatabase(ctx context.Context) error {
 		_, err := migrations.Up(ctx, a.db)
 		return err
 	}
-	err := migrations.Check(ctx, a.db)
-	if errors.Is(err, migrations.ErrForeign) {
-		err = fmt.Errorf("%w; %s", err, unlessForeign)
-	} else if errors.Is(err, migrations.ErrBehind) {
-		err = fmt.Errorf("%w; run: authctl migrate up", err)
-		if !a.db.IsPostgres() {
-			err = fmt.Errorf("%w, or start authctl serve, which does it", err)
-		}
+	err := sayHowToMigrate(migrations.Check(ctx, a.db))
+	if errors.Is(err, migrations.ErrBehind) && !errors.Is(err, migrations.ErrForeign) && !a.db.IsPostgres() {
+		err = fmt.Errorf("%w, or start authctl serve, which does it", err)
+	}
+	return err
+}
+
+// sayHowToMigrate adds what to do to an error of [migrations.Check].
+func sayHowToMigrate(err error) error {
+	switch {
+	case errors.Is(err, migrations.ErrForeign):
+		return fmt.Errorf("%w; %s", err, unlessForeign)
+	case errors.Is(err, migrations.ErrBehind):
+		return fmt.Errorf("%w; run: authctl migrate up", err)
 	}
 	return err
 }

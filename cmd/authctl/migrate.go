@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -80,10 +79,8 @@ servers notice nothing. deploy/postgres/roles.sql creates the roles, once. If on
 everything, there is nothing to grant.`,
 		Example: "  authctl migrate grants",
 		RunE: g.onDatabase((*app).connectExistingDatabase, func(ctx context.Context, a *app, _ []string) error {
-			if err := migrations.Grant(ctx, a.db); errors.Is(err, migrations.ErrBehind) {
-				return fmt.Errorf("%w; run: authctl migrate up", err)
-			} else if err != nil {
-				return err
+			if err := migrations.Grant(ctx, a.db); err != nil {
+				return sayHowToMigrate(err)
 			}
 			a.security.Info("roles_granted")
 			return g.tell(a.cmd.OutOrStdout(), map[string]bool{"granted": true},

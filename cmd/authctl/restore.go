@@ -76,11 +76,8 @@ without it: sessions that it may still hold are refused.`,
 }
 
 func (o *fenceOptions) run(ctx context.Context, cmd *cobra.Command, a *app) error {
-	switch err := migrations.Check(ctx, a.db); {
-	case errors.Is(err, migrations.ErrBehind):
-		return fmt.Errorf("%w; run: authctl migrate up", err) // not serve, which does it too
-	case err != nil:
-		return err
+	if err := migrations.Check(ctx, a.db); err != nil {
+		return sayHowToMigrate(err) // not by serve, which does it too
 	}
 	if _, err := a.ensureSecret(false); err != nil {
 		return err
