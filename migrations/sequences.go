@@ -8,7 +8,7 @@ import (
 )
 
 // sequences are those of the schema on PostgreSQL, each with the highest number that it has given, as far as the tables
-// tell. Events are removed after a while, and shards then still know how far they got. Messages that wait are no events.
+// tell. Events are removed after a while, and shards then still know how far they got. Messages are no events.
 var sequences = []struct{ name, given string }{
 	{"outbox_event_id", "greatest((SELECT max(id) FROM outbox_event), (SELECT max(id) FROM outbox_message), " +
 		"(SELECT max(low) FROM outbox_shard))"},
