@@ -187,6 +187,35 @@ func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 	}
 }
 
+// A deliverer that was silent for a whole lease renews its leases right after another one has looked for who lives.
+func TestALeaseThatIsRenewedLateIsKept(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		d, err := New(db, nil, Config{}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const id, ends = "00000000-0000-0000-0000-000000000001", 9000000000000
+		if _, err := db.Write(t.Context(), `INSERT INTO outbox_delivery_lease (target, shard, owner, epoch, until_ms)
+			VALUES (1, 0, ?, 1, ?)`, id, ends); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			seen int64
+			want int
+		}{{ends - 1, 0}, {ends, 1}} {
+			epochs, mine := map[place]int64{}, map[place]bool{{1, 0}: true}
+			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+				_, err := d.take(ctx, tx, mine, epochs, map[string]int64{id: c.seen}, schema.Now(tx), 5000)
+				return err
+			})
+			if err != nil || len(epochs) != c.want {
+				t.Errorf("it takes %d leases, %v, want %d", len(epochs), err, c.want)
+			}
+		}
+	})
+}
+
 // A deliverer lost its lease while it looked for held keys, as when its machine was suspended, and the new owner is
 // setting aside an event of a key that the former one wants to free. The event must not be held without its key: then
 // nobody would ever try it, and no command would list it.

@@ -176,7 +176,7 @@ func (d *Deliverer) tickTx(
 		}
 	}
 	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_deliverer WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`,
-		database.List(gone))
+		schema.IDs(gone))
 	if err != nil {
 		return res, err
 	}
@@ -331,8 +331,8 @@ func (d *Deliverer) renew(
 // take takes the free leases that this deliverer should have, and adds them to epochs. It returns how
 // many of them had expired.
 func (d *Deliverer) take(
-	ctx context.Context, tx database.Tx, mine map[place]bool, epochs map[place]int64, gone []string, clock string,
-	length int64,
+	ctx context.Context, tx database.Tx, mine map[place]bool, epochs map[place]int64, gone map[string]int64,
+	clock string, length int64,
 ) (expired int, err error) {
 	missing := 0
 	for p := range mine {
@@ -350,19 +350,24 @@ func (d *Deliverer) take(
 	type free struct {
 		place
 		expired bool
+		renewed bool // since its owner was looked for
 	}
 	list, err := database.Collect(ctx, tx, "find free leases", func(row database.Row) (f free, err error) {
-		err = row.Scan(&f.target, &f.shard, &f.expired)
+		var owner string
+		var until int64
+		err = row.Scan(&f.target, &f.shard, &f.expired, &f.renewed, &owner, &until)
+		f.renewed = f.renewed && until > gone[owner]
 		return f, err
-	}, `SELECT target, shard, owner IS NOT NULL AND owner <> ?1 FROM outbox_delivery_lease
+	}, `SELECT target, shard, owner IS NOT NULL AND owner <> ?1,
+			owner IS NOT NULL AND owner <> ?1 AND until_ms > `+clock+`, coalesce(CAST(owner AS text), ''), until_ms FROM outbox_delivery_lease
 		WHERE owner IS NULL OR until_ms <= `+clock+` OR owner IN (?2) OR owner = ?1 ORDER BY target, shard`+skip,
-		d.id, database.List(gone))
+		d.id, schema.IDs(gone))
 	if err != nil {
 		return 0, err
 	}
 	var rows [][]int64
 	for _, f := range list {
-		if _, have := epochs[f.place]; have || !mine[f.place] {
+		if _, have := epochs[f.place]; have || !mine[f.place] || f.renewed {
 			continue
 		}
 		rows = append(rows, []int64{int64(f.target), int64(f.shard)})

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"fmt"
 	"reflect"
 	"testing"
@@ -125,6 +126,34 @@ func TestALeaseThatIsRenewedIsKept(t *testing.T) {
 				if _, err := db.Write(t.Context(), q, id); err != nil {
 					t.Fatal(err)
 				}
+			}
+		}
+	})
+}
+
+// A relay that was silent for a whole lease renews its leases right after another one has looked for who lives.
+func TestALeaseThatIsRenewedLateIsKept(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		id := leased(t, db, "5000", time.Hour)
+		ends, err := database.Value[int64](db.QueryRowContext(t.Context(), `SELECT max(until_ms) FROM outbox_shard`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := observe(t, db, Config{})
+		for _, c := range []struct {
+			seen int64
+			want int
+		}{{ends - 1, 0}, {ends, 96}} {
+			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+				taken, err := o.take(ctx, tx, nil, map[string]int64{id: c.seen}, 96, schema.Now(tx), 5000)
+				if len(taken) != c.want {
+					t.Errorf("it takes %d shards, want %d", len(taken), c.want)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
 			}
 		}
 	})

@@ -136,7 +136,7 @@ func (r *Relay) tickTx(
 	if err := outbox.StillTarget(ctx, tx, r.target); err != nil {
 		return res, err
 	}
-	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`, database.List(gone))
+	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`, schema.IDs(gone))
 	if err != nil {
 		return res, err
 	}
@@ -190,7 +190,7 @@ func (r *Relay) overdue() bool {
 // take claims free shards, those of one partition together, because their events share batches.
 // The shards of relays that are gone are free, whenever their leases end.
 func (r *Relay) take(
-	ctx context.Context, tx database.Tx, held []claim, gone []string, limit int, clock string, lease int64,
+	ctx context.Context, tx database.Tx, held []claim, gone map[string]int64, limit int, clock string, lease int64,
 ) ([]claim, error) {
 	skip := ""
 	if r.db.IsPostgres() {
@@ -200,13 +200,18 @@ func (r *Relay) take(
 	for _, c := range held {
 		mine = append(mine, c.shard)
 	}
+	renewed := map[int]bool{} // since their owner was looked for
 	free, err := database.Collect(ctx, tx, "find free shards", func(row database.Row) (c claim, err error) {
-		err = row.Scan(&c.shard, &c.expired, &c.void)
+		var owner string
+		var until int64
+		err = row.Scan(&c.shard, &c.expired, &c.void, &owner, &until)
+		renewed[c.shard] = c.void && until > gone[owner]
 		return c, err
 	}, `SELECT shard, owner IS NOT NULL AND owner <> ?1,
-			owner IS NOT NULL AND owner <> ?1 AND until_ms > `+clock+` FROM outbox_shard
+			owner IS NOT NULL AND owner <> ?1 AND until_ms > `+clock+`, coalesce(CAST(owner AS text), ''), until_ms FROM outbox_shard
 		WHERE owner IS NULL OR until_ms <= `+clock+` OR owner IN (?5) OR (owner = ?1 AND shard NOT IN (?2))
-		ORDER BY shard % ?3, shard LIMIT ?4`+skip, r.id, database.List(mine), r.partitions, limit, database.List(gone))
+		ORDER BY shard % ?3, shard LIMIT ?4`+skip, r.id, database.List(mine), r.partitions, limit, schema.IDs(gone))
+	free = slices.DeleteFunc(free, func(c claim) bool { return renewed[c.shard] })
 	if err != nil || len(free) == 0 {
 		return nil, err
 	}

@@ -3,7 +3,9 @@ package schema
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -59,17 +61,19 @@ type Living struct {
 	Kinds string // of targets that a deliverer delivers to, in JSON
 }
 
-// Look lists the processes: the living ones in the order of their ids, and the ids of the others that have not renewed
-// for a whole lease when the database is asked, whatever its clock says. It keeps what it has seen for the next call.
-// self is the id of this process.
+// Look lists the processes: the living ones in the order of their ids, and by their ids the others that have not
+// renewed for a whole lease when the database is asked, whatever its clock says, with when their leases end: one that
+// ends later was renewed since, and is not free. It keeps what it has seen for the next call. self is the id of this
+// process.
 func (s *Sightings) Look(
 	ctx context.Context, tx database.Tx, of Processes, self string, asked time.Time, now func() time.Time, nowMS int64,
-) (living []Living, gone []string, err error) {
+) (living []Living, gone map[string]int64, err error) {
 	kinds := "''"
 	if of == Deliverers {
 		kinds = "p.kinds"
 	}
 	all := Sightings{}
+	gone = map[string]int64{}
 	_, err = database.Collect(ctx, tx, "read "+of.table, func(row database.Row) (p Living, err error) {
 		var ends [2]int64
 		var lease int64
@@ -84,7 +88,7 @@ func (s *Sightings) Look(
 		switch {
 		case p.ID != self && seen.Gone(asked):
 			seen.Taken = true
-			gone = append(gone, p.ID)
+			gone[p.ID] = ends[1]
 		case ends[0] > nowMS:
 			living = append(living, p)
 		}
@@ -102,6 +106,9 @@ func (s *Sightings) Look(
 	*s = all
 	return living, gone, nil
 }
+
+// IDs lists the ids of processes that are gone.
+func IDs(gone map[string]int64) any { return database.List(slices.Collect(maps.Keys(gone))) }
 
 // Server is the name of the database server that answered last; empty before any did, and on SQLite.
 type Server struct{ name atomic.Pointer[string] }
