@@ -137,6 +137,7 @@ type DB struct {
 	// SQLite has one writer at a time. Queueing here is in order of arrival and without polling,
 	// unlike SQLite's own busy handler. Nil on PostgreSQL.
 	writer chan struct{}
+	locked *lastingLock // nil on PostgreSQL
 }
 
 // Options are what the settings alone do not say.
@@ -288,7 +289,7 @@ func openSQLite(path string, conns int) (*DB, error) {
 	sqldb.SetMaxOpenConns(connections(conns))
 	sqldb.SetMaxIdleConns(connections(conns))
 	db := newDB(sqldb, false)
-	db.writer, db.connecting = make(chan struct{}, 1), shortest
+	db.writer, db.connecting, db.locked = make(chan struct{}, 1), shortest, &lastingLock{wal: file.place + "-wal"}
 	return db, nil
 }
 

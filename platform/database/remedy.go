@@ -173,7 +173,7 @@ func remedySQLite(code int) string {
 	case sqlite3.SQLITE_IOERR:
 		return "look at the disk and its file system: SQLite needs a local one"
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		return "try again when the other process has finished writing"
+		return "try again when the other process has finished writing; one that is suspended must go on or be ended"
 	}
 	return ""
 }

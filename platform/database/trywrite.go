@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -38,7 +39,7 @@ const seemsToWait = `WITH named AS (SELECT current_setting('synchronous_standby_
 
 // TryWrite reports whether the database takes writes, for readiness. It is cheap, and changes
 // nothing that is read: PostgreSQL writes a temporary file, and commits an empty message if commits seem to wait for a
-// standby; SQLite writes a page. That another process is writing is proof enough for SQLite.
+// standby; SQLite writes a page. That another process is writing is proof enough for SQLite, as long as it goes on.
 func (db *DB) TryWrite(ctx context.Context) error {
 	if db.IsPostgres() {
 		return db.tryPostgres(ctx)
@@ -49,17 +50,49 @@ func (db *DB) TryWrite(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, busy)
 	defer cancel()
 	_, err := db.Write(bounded, "PRAGMA user_version = 0") // nobody else uses it
-	if bounded.Err() != nil {
-		return ctx.Err()
-	}
-	if lite, ok := errors.AsType[*sqlite.Error](err); ok && lite.Code()&0xff == sqlite3.SQLITE_BUSY {
-		return nil
+	lite, ok := errors.AsType[*sqlite.Error](err)
+	if bounded.Err() != nil || ok && lite.Code()&0xff == sqlite3.SQLITE_BUSY {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return db.locked.lasts()
 	}
 	if err != nil {
 		return fmt.Errorf("it takes no writes: %w", err)
 	}
 	return nil
 }
+
+// lastingLock notices that the write lock of SQLite is held by somebody who writes nothing, such as a command that was
+// suspended.
+type lastingLock struct {
+	wal   string // the file that every commit changes
+	mu    sync.Mutex
+	wrote time.Time // when that was
+	since time.Time // when the lock was first found held after that
+}
+
+// lasts is called when the lock is held.
+func (l *lastingLock) lasts() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var wrote time.Time
+	if is, err := os.Stat(l.wal); err == nil {
+		wrote = is.ModTime()
+	}
+	if l.since.IsZero() || !wrote.Equal(l.wrote) {
+		l.wrote, l.since = wrote, time.Now()
+	}
+	held := time.Since(l.since)
+	if held < longLock {
+		return nil
+	}
+	return fmt.Errorf("it takes no writes: somebody has held its write lock for %s and written nothing; a command "+
+		"that is suspended or hangs must go on or be ended", held.Round(time.Second))
+}
+
+// longLock is longer than writers wait for the lock.
+const longLock = 10 * time.Second
 
 func (db *DB) tryPostgres(ctx context.Context) error {
 	trying, end := context.WithCancelCause(ctx)

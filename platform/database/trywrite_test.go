@@ -36,6 +36,32 @@ func TestTryWriteChangesNothingAndSucceedsWhileOthersWrite(t *testing.T) {
 	})
 }
 
+// As by a command that was suspended in the middle of a transaction.
+func TestTryWriteFindsALockOfSQLiteThatNobodyUses(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	find := func(what string, lasts bool) {
+		t.Helper()
+		err := db.TryWrite(t.Context())
+		if lasts != (err != nil && strings.Contains(err.Error(), "held its write lock for 1m")) || !lasts && err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	err := db.Tx(t.Context(), func(context.Context, database.Tx) error {
+		find("at first", false)
+		db.LockedFor(time.Minute)
+		find("after a minute", true)
+		return nil
+	})
+	testenv.Must(t, err)
+	find("later", false)
+	err = db.Tx(t.Context(), func(context.Context, database.Tx) error {
+		find("another one", false)
+		return nil
+	})
+	testenv.Must(t, err)
+}
+
 func TestTryWriteFindsAServerThatTakesNoWrites(t *testing.T) {
 	t.Parallel()
 	db, err := database.Open(t.Context(), database.Config{URL: config.Secret(dbtest.PostgresURL(t)), MaxConns: 1},
