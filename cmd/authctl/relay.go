@@ -122,7 +122,11 @@ func (a *app) relayInline(ctx context.Context, r *relay.Relay) {
 func (a *app) runRelay(ctx context.Context, r *relay.Relay) error {
 	if a.Kafka.UsesKafka() && !a.App.prod() {
 		if err := a.makeTopic(ctx); err != nil && ctx.Err() == nil {
-			a.log.Warn("topic_not_made", zap.Error(err))
+			advice := "authctl outbox topic ensure shows more"
+			if away, ok := errors.AsType[kafkaAway](err); ok {
+				advice, err = away.words()
+			}
+			a.log.Warn("topic_not_made", zap.Error(err), zap.String("hint", advice))
 		}
 	}
 	return r.Run(ctx)
@@ -138,7 +142,7 @@ func (a *app) makeTopic(ctx context.Context) (err error) {
 	defer cancel()
 	identity, err := kafka.Identity(ctx)
 	if err != nil {
-		return err
+		return askedKafka(err)
 	}
 	if err := outbox.CheckTarget(ctx, a.db, kafka.Name(), &identity); err != nil {
 		return err
@@ -147,5 +151,5 @@ func (a *app) makeTopic(ctx context.Context) (err error) {
 	if err == nil && st.Created {
 		a.log.Info("topic_made", zap.String("topic", st.Topic), zap.Int("partitions", st.Partitions))
 	}
-	return err
+	return askedKafka(err)
 }

@@ -33,7 +33,7 @@ type Config struct {
 type HTTPConfig struct {
 	IdleTimeout         time.Duration `config:"idle_timeout" default:"75s" min:"1s" max:"1h" doc:"How long a connection may be idle before its first request and between two. Keep it above the load balancer's."`
 	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Longest time to work on one request."`
-	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64. One more closes the connection that has been idle longest. Trusted proxies are not counted."`
+	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64. One more closes the connection that has been idle longest, or the new one if none is idle; a browser opens six. Trusted proxies are not counted."`
 
 	// Not settings, because nobody gains by other values. Tests set them; zero means the default
 	// given here.
