@@ -68,8 +68,17 @@ func FileName(path string) (string, error) {
 // Name implements [relay.Sink].
 func (s *File) Name() string { return "file:" + s.path }
 
-// Identity implements [relay.Sink]: a file has only its path.
-func (s *File) Identity(context.Context) (string, error) { return "", nil }
+// Identity implements [relay.Sink]: a file has only its path. The relay asks now and then. If the file was
+// moved away, that closes it: its disk may be full, so that no event comes that would.
+func (s *File) Identity(context.Context) (string, error) {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+		return "", s.letGo()
+	default:
+		return "", nil
+	}
+}
 
 // Partitions implements [relay.Sink]: a file is one sequence of lines.
 func (s *File) Partitions(context.Context) (int, error) { return 1, nil }
@@ -155,25 +164,34 @@ const lockWait = 5 * time.Second
 
 // reopen opens the path again if it no longer leads to the open file.
 func (s *File) reopen() error {
-	if s.f != nil {
-		have, err := s.f.Stat()
-		if err != nil {
-			return fmt.Errorf("look at the event file: %w", err)
-		}
-		is, err := os.Stat(s.path)
-		if err == nil && os.SameFile(have, is) {
-			return nil
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("look at the event file: %w", err)
-		}
-		err = s.f.Close()
-		s.f = nil
-		if err != nil {
-			return fmt.Errorf("close the event file that was moved away: %w", err)
-		}
+	if err := s.letGo(); err != nil || s.f != nil {
+		return err
 	}
 	return s.open()
+}
+
+// letGo closes the file if the path no longer leads to it.
+func (s *File) letGo() error {
+	if s.f == nil {
+		return nil
+	}
+	have, err := s.f.Stat()
+	if err != nil {
+		return fmt.Errorf("look at the event file: %w", err)
+	}
+	is, err := os.Stat(s.path)
+	if err == nil && os.SameFile(have, is) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look at the event file: %w", err)
+	}
+	err = s.f.Close()
+	s.f = nil
+	if err != nil {
+		return fmt.Errorf("close the event file that was moved away: %w", err)
+	}
+	return nil
 }
 
 func (s *File) open() error {

@@ -16,6 +16,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func batch(records ...relay.Record) *relay.Batch {
@@ -127,6 +128,45 @@ func TestFileIsBegunAnewWhenMovedAway(t *testing.T) {
 	if content(t, path) != first {
 		t.Error("a removed file was not created again")
 	}
+}
+
+// A file that was removed takes its space until nobody has it open, and on a full disk no event is published.
+func TestFileLetsGoOfOneThatWasMovedAway(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("/proc/self/fd"); err != nil {
+		return // this system does not show what is open
+	}
+	path := filepath.Join(t.TempDir(), "events.ndjson")
+	s := open(t, path)
+	publish(t, s, record("k", 1))
+	if isOpen(t, path) != 1 {
+		t.Error("the file is not kept open")
+	}
+	testenv.Must(t, os.Rename(path, path+".1"))
+	_, err := s.Identity(t.Context())
+	testenv.Must(t, err)
+	if isOpen(t, path+".1") != 0 {
+		t.Error("the file that was moved away is open")
+	}
+	publish(t, s, record("k", 1))
+	if content(t, path) != first || content(t, path+".1") != first {
+		t.Error("the event is not where it belongs")
+	}
+}
+
+// isOpen counts how often this process has the file of the path open.
+func isOpen(t *testing.T, path string) (n int) {
+	t.Helper()
+	is, err := os.Stat(path)
+	testenv.Must(t, err)
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	testenv.Must(t, err)
+	for _, fd := range fds {
+		if have, err := os.Stat(fd); err == nil && os.SameFile(have, is) {
+			n++
+		}
+	}
+	return n
 }
 
 // Several processes append to one file, and lines stay whole.
