@@ -904,7 +904,7 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 		case d.IsDir() &&
 			(strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || path == filepath.Join(root, "docs")):
 			return fs.SkipDir
-		case !slices.Contains([]string{".go", ".sql", ".lua", ".yml", ".conf"}, filepath.Ext(path)) &&
+		case !slices.Contains([]string{".go", ".sql", ".lua", ".yml", ".yaml", ".conf"}, filepath.Ext(path)) &&
 			d.Name() != "Caddyfile":
 			return nil
 		}
@@ -922,8 +922,8 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 		"remote_write", "archive_command", "pg_restore", "pg_upgrade",
 		"archive_timeout", "failed_count", "log_temp_files", "pg_archivecleanup", "pg_stat_archiver", "recovery_target_time",
 		"recovery_target_timeline", "pg_last_wal_receive_lsn", "primary_conninfo",
-		"max_prepared_statements", "query_wait_timeout", "ext_authz", "http_service", "path_prefix", "allowed_headers",
-		"allowed_upstream_headers", "failure_mode_allow", "status_on_error",
+		"max_prepared_statements", "query_wait_timeout", "path_prefix", "failure_mode_allow",
+		"headers_with_underscores_action",
 	}
 	found := 0
 	for _, p := range pages(t) {
