@@ -243,7 +243,7 @@ func (w *worker) comeAtOnce() error {
 			shards[l] = []int{l.shard}
 		}
 	}
-	if len(shards) == 0 {
+	if len(shards) == 0 || w.recovery == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(w.d.abandon, 10*time.Second)
