@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Each campaign does what attackers do, against the real service: real hashes, real counters. The
@@ -112,6 +114,23 @@ func (s *siege) hashed(t testing.TB) int {
 	}
 	t.Fatal("no metric counts hashes")
 	return 0
+}
+
+// counter is the sum of the counters of this name that have the label value.
+func (s *siege) counter(t testing.TB, name, value string) (sum int) {
+	t.Helper()
+	families, err := s.hashes.Gather()
+	testenv.Must(t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, label := range m.GetLabel() {
+				if f.GetName() == name && label.GetValue() == value {
+					sum += int(m.GetCounter().GetValue())
+				}
+			}
+		}
+	}
+	return sum
 }
 
 // guess tries a wrong password and reports whether the service compared it.
@@ -413,6 +432,43 @@ func twoServersShareTheLimits(t *testing.T, rc cache.Client) {
 	}
 	servers[1].lockOuts.queued.Wait()
 	servers[0].expectLockOuts(t, v, 1)
+}
+
+// Whoever is refused for want of a worker would otherwise be counted as an attempt, and then taken back.
+func TestTheLimitsAreNotAskedForThoseWhomAFloodRefuses(t *testing.T) {
+	t.Parallel()
+	cfg := siegeConfig(t)
+	cfg.Password.Workers, cfg.Password.BcryptCost, cfg.Password.QueueWait = 1, 12, time.Second
+	s := newSiege(t, cfg, dbtest.SQLite(t), redisClient(t))
+	flood := func(from, n int) (refused int) {
+		var all errgroup.Group
+		var overloaded atomic.Int64
+		for i := range n {
+			all.Go(func() error {
+				_, err := s.Login(t.Context(), Credentials{fmt.Sprint("nobody", from+i), "not the password"},
+					Device{IP: bot(from + i)})
+				if errors.Is(err, ErrOverloaded) {
+					overloaded.Add(1)
+				} else if !errors.Is(err, ErrInvalidCredentials) {
+					return err
+				}
+				return nil
+			})
+		}
+		testenv.Must(t, all.Wait())
+		return int(overloaded.Load())
+	}
+	var all sync.WaitGroup
+	var early int
+	all.Go(func() { early = flood(0, 8) })
+	testenv.Eventually(t, "the workers cannot keep up", s.passwords.Behind)
+	refused := flood(8, 40)
+	all.Wait()
+	refused += early
+	// Those who came before the workers were behind are taken back, and few whose turn was near.
+	if n := s.counter(t, "authctl_throttle_attempts_total", "cancelled"); refused < 20 || n > refused/2 {
+		t.Errorf("of %d who were refused, %d attempts were taken back", refused, n)
+	}
 }
 
 // Existing, missing and disabled accounts get the same refusals, before and after the limit.

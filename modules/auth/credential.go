@@ -37,14 +37,24 @@ func (s *Service) admit(ctx context.Context, try throttle.Attempt) (*throttle.Ti
 // attempt checks the password of an account after it has asked the limiter. When there is no error, the caller ends
 // the ticket. find looks the account up and puts it into a; it is called only when a worker is free. Without an
 // account the same work is done for nothing. A hash of an older kind is replaced, also in a.
+//
+// While the workers cannot keep up, most of those who come are refused for want of one. Where the limiter would ask
+// for each of them, twice, it is asked only when a worker is about to be free.
 func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
-	find func() (found bool, err error)) (*throttle.Ticket, bool, error) {
-	ticket, err := s.admit(ctx, try)
-	if err != nil {
-		return nil, false, err
+	find func() (found bool, err error)) (ticket *throttle.Ticket, ok bool, err error) {
+	try.Hurry = s.limiter.Singly() && s.passwords.Behind()
+	if !try.Hurry {
+		if ticket, err = s.admit(ctx, try); err != nil {
+			return nil, false, err
+		}
 	}
-	result, err := s.passwords.Verify(ctx, try.Account, password, func() (string, bool, error) {
-		found, err := find()
+	result, err := s.passwords.Verify(ctx, try.Account, password, func() (encoded string, found bool, err error) {
+		if try.Hurry {
+			if ticket, err = s.admit(ctx, try); err != nil {
+				return "", false, err
+			}
+		}
+		found, err = find()
 		if err == nil && !s.limiter.Trusts(ticket, a.owner()) {
 			err = errNotTrusted
 		}
@@ -56,7 +66,9 @@ func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account,
 		}
 		return ticket, result.OK, nil
 	}
-	s.limiter.Cancel(ctx, ticket)
+	if ticket != nil {
+		s.limiter.Cancel(ctx, ticket)
+	}
 	if errors.Is(err, errNotTrusted) && !try.Stranger {
 		try.Stranger = true
 		return s.attempt(ctx, try, a, password, find)

@@ -39,8 +39,7 @@ type Options struct {
 	// the same on every node and after every start, or a name that changes its behaviour shows that
 	// it has no account.
 	Key []byte
-	// ReserveProcs raises GOMAXPROCS by the number of workers, for a process that also
-	// serves. It lasts as long as the process.
+	// ReserveProcs raises GOMAXPROCS for the workers, in a process that also serves. It lasts as long as the process.
 	ReserveProcs bool
 	// Context are words that no password may be made of, besides the username: the issuer,
 	// the name of the service.
@@ -195,6 +194,9 @@ func (p *Passwords) Verify(ctx context.Context, canonical, password string,
 	}
 	return result, nil
 }
+
+// Behind reports whether sign-ins come faster than they can be hashed, so that the newest is next and many are refused.
+func (p *Passwords) Behind() bool { return p.pool.behind() }
 
 // Learn tells how the accounts' passwords are hashed, from [SampleSize] stored hashes taken
 // evenly from all accounts. It replaces what was learned before. Call it at the start and now

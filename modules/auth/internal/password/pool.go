@@ -299,7 +299,7 @@ func (p *Pool) callNear() {
 		if e == nil {
 			return
 		}
-		if p.now().Sub(e.Value.(*job).at) > p.maxWait/2 {
+		if p.late(e) {
 			e = queue.Back()
 		}
 		j := e.Value.(*job)
@@ -307,6 +307,17 @@ func (p *Pool) callNear() {
 		p.near++
 		close(j.near)
 	}
+}
+
+// late reports whether a job has waited for more than half of the longest wait.
+func (p *Pool) late(e *list.Element) bool { return p.now().Sub(e.Value.(*job).at) > p.maxWait/2 }
+
+// behind reports whether the oldest sign-in is late: the workers cannot keep up.
+func (p *Pool) behind() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	oldest := p.queues[signIn].Front()
+	return oldest != nil && p.late(oldest)
 }
 
 // nextQueue is the queue whose turn it is, an empty one when nobody waits. The caller holds the lock.

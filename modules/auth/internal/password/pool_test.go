@@ -94,6 +94,32 @@ func TestTheNewestIsNextWhenTheWaitIsTooLong(t *testing.T) {
 	}
 }
 
+func TestThePoolIsBehindWhileTheOldestSignInIsLate(t *testing.T) {
+	t.Parallel()
+	p, c, release := startPool(t, Config{QueueWait: time.Minute})
+	var all sync.WaitGroup
+	for i := range 2 { // the first is next already
+		all.Go(func() {
+			if err := p.do(t.Context(), signIn, nothing, func() error { return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+		queue(t, p, i+1)
+	}
+	c.Add(int64(30 * time.Second))
+	if p.behind() {
+		t.Error("behind after half of the longest wait")
+	}
+	if c.Add(1); !p.behind() {
+		t.Error("not behind after more than half of the longest wait")
+	}
+	release()
+	all.Wait()
+	if p.behind() {
+		t.Error("behind though nobody waits")
+	}
+}
+
 func TestOneMoreThanTheQueueHoldsIsTurnedAwayUnhashed(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{Queue: 2, QueueWait: time.Minute})

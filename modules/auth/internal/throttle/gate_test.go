@@ -2,6 +2,7 @@ package throttle
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -64,6 +65,21 @@ func TestThoseWhoWaitHearAtOnceThatADelayHasBegun(t *testing.T) {
 	waiters.Wait()
 	if n := len(l.gates.byID); n != 0 {
 		t.Errorf("%d gates remain although nobody waits at them", n)
+	}
+}
+
+func TestAnAttemptInAHurryWaitsForNoOther(t *testing.T) {
+	t.Parallel()
+	l := newWorld(t).node(defaults(t))
+	l.gates.patience, l.gates.recheckEvery = time.Hour, time.Hour
+	a := Attempt{Account: "alice", Address: address(1), Hurry: true}
+	for range 5 {
+		if _, err := l.Begin(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.Begin(t.Context(), a); !errors.Is(err, ErrCrowded) {
+		t.Errorf("%v, want ErrCrowded", err)
 	}
 }
 

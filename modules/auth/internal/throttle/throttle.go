@@ -124,6 +124,8 @@ type Attempt struct {
 	Session, Owner string
 	// Stranger is set to try again without what [Limiter.Trusts] has refused.
 	Stranger bool
+	// Hurry is set where others wait for this one: it waits for no attempts in flight.
+	Hurry bool
 }
 
 // Ticket is the leave to try, and a reservation. End it with Failed, Succeeded or Cancel;
@@ -139,7 +141,7 @@ type Ticket struct {
 // Begin asks for leave to check a password. Call it before any hashing. The error is
 // [ErrTooManyAttempts] with the time after which to come back.
 //
-// When all room is taken by attempts in flight Begin waits for some to end, at most three
+// When all room is taken by attempts in flight Begin waits for some to end, unless a is in a hurry, at most three
 // seconds and no longer than ctx. The shared counters add a quarter of a second at most, and in a flood
 // a second until they are asked; [ErrCrowded] when that is not enough.
 func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
@@ -149,7 +151,7 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	}
 	t.keys = l.keysOf(a)
 	v, err := l.begin(ctx, t.keys)
-	if v.limit != limitNone && v.wait == 0 {
+	if v.limit != limitNone && v.wait == 0 && !a.Hurry {
 		l.gates.wait(ctx, t.keys.of(v.limit), func() bool {
 			v, err = l.begin(ctx, t.keys)
 			return v.limit != limitNone && v.wait == 0
@@ -174,6 +176,12 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	}
 	l.refused.WithLabelValues(limitNames[v.limit]).Inc()
 	return nil, tooMany(v.wait)
+}
+
+// Singly reports whether each attempt costs calls of its own, as to Redis. PostgreSQL answers many attempts at once.
+func (l *Limiter) Singly() bool {
+	_, ok := l.shared.(*shared)
+	return ok
 }
 
 // Trusts reports whether an attempt that was let through is what it was let through as. A
