@@ -581,8 +581,6 @@ func FuzzOneLine(f *testing.F) {
 	})
 }
 
-var ansi = regexp.MustCompile("\x1b\\[[0-9;]+m")
-
 func TestColoursAreForTerminalsAlone(t *testing.T) {
 	terminal := openTerminal(t)
 	for _, tc := range []struct {
