@@ -438,7 +438,7 @@ func twoServersShareTheLimits(t *testing.T, rc cache.Client) {
 func TestTheLimitsAreNotAskedForThoseWhomAFloodRefuses(t *testing.T) {
 	t.Parallel()
 	cfg := siegeConfig(t)
-	cfg.Password.Workers, cfg.Password.BcryptCost, cfg.Password.QueueWait = 1, 12, time.Second
+	cfg.Password.Workers, cfg.Password.BcryptCost, cfg.Password.QueueWait = 1, 11, 2*time.Second
 	s := newSiege(t, cfg, dbtest.SQLite(t), redisClient(t))
 	flood := func(from, n int) (refused int) {
 		var all errgroup.Group
@@ -460,13 +460,13 @@ func TestTheLimitsAreNotAskedForThoseWhomAFloodRefuses(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	var early int
-	all.Go(func() { early = flood(0, 8) })
+	all.Go(func() { early = flood(0, 32) })
 	testenv.Eventually(t, "the workers cannot keep up", s.passwords.Behind)
-	refused := flood(8, 40)
+	refused := flood(32, 120)
 	all.Wait()
 	refused += early
 	// Those who came before the workers were behind are taken back, and few whose turn was near.
-	if n := s.counter(t, "authctl_throttle_attempts_total", "cancelled"); refused < 20 || n > refused/2 {
+	if n := s.counter(t, "authctl_throttle_attempts_total", "cancelled"); refused < 40 || n > refused/2 {
 		t.Errorf("of %d who were refused, %d attempts were taken back", refused, n)
 	}
 }
