@@ -29,7 +29,7 @@ const (
 	sweepEvery = time.Minute
 	voidEvery  = time.Minute
 
-	unparkAtOnce = 1000 // keys, every voidEvery
+	keysAtOnce = 10000 // whose times change together, while deliveries wait
 
 	// leastJump is how far the database's clock must be from what was expected to count as having jumped. It is
 	// above the longest time that an answer can take.

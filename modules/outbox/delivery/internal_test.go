@@ -105,7 +105,7 @@ func TestParkedKeysComeAgainSomeAtATime(t *testing.T) {
 		_, err = db.ExecContext(t.Context(), `INSERT INTO outbox_held_key
 				(target, key, shard, event, attempts, next_ms, parked_ms, error)
 			WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?)
-			SELECT 1, 'key ' || n, 0, n, 1, 0, 1, 'refused' FROM n`, unparkAtOnce+1)
+			SELECT 1, 'key ' || n, 0, n, 1, 0, 1, 'refused' FROM n`, keysAtOnce+1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,6 +117,44 @@ func TestParkedKeysComeAgainSomeAtATime(t *testing.T) {
 				"SELECT count(*) FROM outbox_held_key WHERE parked_ms IS NOT NULL"))
 			if err != nil || parked != want {
 				t.Errorf("%d keys are parked, %v, want %d", parked, err, want)
+			}
+		}
+	})
+}
+
+// Many keys may wait when a target recovers. With hundreds of thousands at once the worker would not be done in the time
+// that it has, and begin with that again before it delivers anything.
+func TestPausesOfAnOutageEndSomeAtATime(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		d, err := New(db, nil, Config{}, Options{})
+		testenv.Must(t, err)
+		server, err := database.Value[string](db.QueryRowContext(t.Context(), "SELECT "+schema.ThisServer(db)))
+		testenv.Must(t, err)
+		d.abandon, d.stop = t.Context(), t.Context()
+		d.server.Store(server)
+		s, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{Name: "hook", Kind: outbox.KindWebhook,
+			Types: []string{"*"}, URL: "https://receiver.example"})
+		testenv.Must(t, err)
+		_, err = db.Write(t.Context(), `INSERT INTO outbox_delivery_lease (target, shard, owner, epoch, until_ms)
+			VALUES (?, 0, ?, 1, 9000000000000)`, s.ID, d.id)
+		testenv.Must(t, err)
+		// Half of them asked for their pause, which stays.
+		_, err = db.ExecContext(t.Context(), `INSERT INTO outbox_held_key
+				(target, key, shard, event, attempts, since_ms, next_ms, asked_ms, error)
+			WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?2)
+			SELECT ?1, 'key ' || n, 0, n, 1, 1, 9000000000000, CASE WHEN n % 2 = 0 THEN 9000000000000 END, 'away' FROM n`,
+			s.ID, 2*keysAtOnce+1)
+		testenv.Must(t, err)
+		w, l := newWorker(d, s), &lease{place: place{s.ID, 0}, epoch: 1}
+		w.assign(s, []*lease{l}, 1)
+		w.recovery = &recovery{at: time.Now()}
+		for _, want := range []int{2*keysAtOnce + 1 - keysAtOnce, keysAtOnce} {
+			testenv.Must(t, w.comeAtOnce())
+			wait, err := database.Value[int](db.QueryRowContext(t.Context(),
+				"SELECT count(*) FROM outbox_held_key WHERE next_ms = 9000000000000"))
+			if told := l.recovery != nil; err != nil || wait != want || told != (want == keysAtOnce) {
+				t.Errorf("%d keys wait, %v, want %d; done: %v", wait, err, want, told)
 			}
 		}
 	})

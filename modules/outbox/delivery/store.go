@@ -128,7 +128,7 @@ func (d *Deliverer) unparkPointless(ctx context.Context, server string, target i
 				asked_ms = NULL, parked_ms = NULL
 			WHERE target = ?1 AND key IN (SELECT key FROM outbox_held_key
 				WHERE target = ?1 AND shard IN (?2) AND parked_ms < ?3 LIMIT ?4)`,
-			target, database.List(shards), now-life.Milliseconds(), unparkAtOnce)
+			target, database.List(shards), now-life.Milliseconds(), keysAtOnce)
 		return err
 	})
 	if err != nil {
@@ -408,20 +408,29 @@ func recordDone(ctx context.Context, tx database.Tx, out *outcome, owned map[*le
 	return forgetKeys(ctx, tx, out.target, keys)
 }
 
-// endPauses lets the keys of some shards come at once that were held during an outage of the target. It does not end
-// the pauses of keys that failed before the target last took an event: they failed while others did not, so the next
-// attempt would fail too. Nor does it end a pause that the target asked for.
-func (d *Deliverer) endPauses(ctx context.Context, tx database.Tx, target int, shards []int, outage recovery) error {
+// endPauses lets keys of some shards come at once that were held during an outage of the target: some at a time, since
+// deliveries wait meanwhile. more says that there may be others. It does not end the pauses of keys that failed before
+// the target last took an event: they failed while others did not, so the next attempt would fail too. Nor does it end
+// a pause that the target asked for.
+func (d *Deliverer) endPauses(ctx context.Context, tx database.Tx, target int, shards []int, outage recovery) (
+	more bool, err error,
+) {
 	if len(shards) == 0 {
-		return nil
+		return false, nil
 	}
 	if err := d.sameClock(ctx, tx); err != nil {
-		return err
+		return false, err
 	}
-	return database.Exec(ctx, tx, "end the pauses of an outage",
-		`UPDATE outbox_held_key SET next_ms = CASE WHEN asked_ms > ?1 THEN asked_ms ELSE ?1 END
-		WHERE target = ?2 AND shard IN (?3) AND parked_ms IS NULL AND next_ms > ?1 AND since_ms BETWEEN ?4 AND ?5`,
-		d.databaseNow(), target, database.List(shards), outage.beforeMS, d.databaseAt(outage.at))
+	const soonest = "CASE WHEN asked_ms > ?1 THEN asked_ms ELSE ?1 END"
+	res, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = `+soonest+`
+		WHERE target = ?2 AND key IN (SELECT key FROM outbox_held_key WHERE target = ?2 AND shard IN (?3)
+			AND parked_ms IS NULL AND next_ms > `+soonest+` AND since_ms BETWEEN ?4 AND ?5 LIMIT ?6)`,
+		d.databaseNow(), target, database.List(shards), outage.beforeMS, d.databaseAt(outage.at), keysAtOnce)
+	if err != nil {
+		return false, fmt.Errorf("end the pauses of an outage: %w", err)
+	}
+	n, err := res.RowsAffected()
+	return n == keysAtOnce, err
 }
 
 // recordHold holds the key of an attempt that failed, and parks it if the event was refused or has failed for long

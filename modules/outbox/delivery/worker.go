@@ -235,7 +235,8 @@ func (w *worker) once() (busy bool) {
 
 // comeAtOnce ends the pauses of keys that were held while the target took nothing: their pauses have grown with its
 // outage, up to lastPause. It does so once for each lease, since one may be lost in the moment of the recovery and come
-// back, or come later. The keys come no faster than others that are tried again: see begin.
+// back, or come later. Between some keys and the next, events are delivered. The keys come no faster than others that
+// are tried again: see begin.
 func (w *worker) comeAtOnce() error {
 	shards := map[*lease][]int{}
 	for _, l := range w.leases() {
@@ -248,17 +249,23 @@ func (w *worker) comeAtOnce() error {
 	}
 	ctx, cancel := context.WithTimeout(w.d.abandon, 10*time.Second)
 	defer cancel()
+	more := false
 	err := whereOwned(ctx, w.d, w.subscription().ID, shards,
-		func(ctx context.Context, tx database.Tx, target int, shards []int) error {
-			return w.d.endPauses(ctx, tx, target, shards, *w.recovery)
+		func(ctx context.Context, tx database.Tx, target int, shards []int) (err error) {
+			more, err = w.d.endPauses(ctx, tx, target, shards, *w.recovery)
+			return err
 		})
 	if err != nil {
 		return err
 	}
+	w.dueAt = time.Time{}
+	if more {
+		poke(w.poked)
+		return nil
+	}
 	for l := range shards {
 		l.recovery = w.recovery
 	}
-	w.dueAt = time.Time{}
 	return nil
 }
 
