@@ -42,7 +42,7 @@ func (s *Service) admit(ctx context.Context, try throttle.Attempt) (*throttle.Ti
 // for each of them, twice, it is asked only when a worker is about to be free.
 func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
 	find func() (found bool, err error)) (ticket *throttle.Ticket, ok bool, err error) {
-	try.Hurry = s.limiter.Singly() && s.passwords.Behind()
+	try.Hurry = s.limiter.MayHurry() && s.passwords.Behind()
 	if !try.Hurry {
 		if ticket, err = s.admit(ctx, try); err != nil {
 			return nil, false, err

@@ -83,6 +83,30 @@ func TestAnAttemptInAHurryWaitsForNoOther(t *testing.T) {
 	}
 }
 
+// Above a limit they would take the turns of those who are not, for as long as somebody goes on.
+func TestNobodyHurriesForASecondAfterOneInAHurryIsRefused(t *testing.T) {
+	t.Parallel()
+	w := onRedis(t)
+	l := w.node(defaults(t))
+	a := Attempt{Account: "alice", Address: address(1), Hurry: true}
+	for range 5 {
+		ticket, err := l.Begin(t.Context(), a)
+		if err != nil || !l.MayHurry() {
+			t.Fatalf("%v, and others may hurry: %v", err, l.MayHurry())
+		}
+		l.Failed(t.Context(), ticket)
+	}
+	if _, err := l.Begin(t.Context(), a); !errors.Is(err, ErrTooManyAttempts) || l.MayHurry() {
+		t.Errorf("%v, and others may hurry: %v", err, l.MayHurry())
+	}
+	if w.clock.advance(time.Second); !l.MayHurry() {
+		t.Error("nobody may hurry after a second")
+	}
+	if newWorld(t).node(defaults(t)).MayHurry() {
+		t.Error("somebody may hurry where it saves nothing")
+	}
+}
+
 func (l *Limiter) waiting() int {
 	l.gates.mu.Lock()
 	defer l.gates.mu.Unlock()

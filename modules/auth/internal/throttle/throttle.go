@@ -52,6 +52,7 @@ type Limiter struct {
 	local      *memory
 	shared     store // nil: there are only the counters of this process
 	gates      gates
+	tooLate    atomic.Int64 // when one in a hurry was last refused, in milliseconds
 
 	refused  *prometheus.CounterVec
 	finished *prometheus.CounterVec
@@ -170,6 +171,9 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 		}
 		return t, nil
 	}
+	if a.Hurry {
+		l.tooLate.Store(l.now().UnixMilli())
+	}
 	if v.wait == 0 {
 		l.refused.WithLabelValues("in_flight").Inc()
 		return nil, ErrCrowded
@@ -178,10 +182,12 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	return nil, tooMany(v.wait)
 }
 
-// Singly reports whether each attempt costs calls of its own, as to Redis. PostgreSQL answers many attempts at once.
-func (l *Limiter) Singly() bool {
-	_, ok := l.shared.(*shared)
-	return ok
+// MayHurry reports whether attempts may begin so late that others wait for them. That saves calls where each costs some
+// of its own, as to Redis; PostgreSQL answers many at once. But whoever goes on above a limit would take the turns of
+// all others, so none may for a second after one in a hurry was refused.
+func (l *Limiter) MayHurry() bool {
+	_, singly := l.shared.(*shared)
+	return singly && l.now().UnixMilli()-l.tooLate.Load() >= 1000
 }
 
 // Trusts reports whether an attempt that was let through is what it was let through as. A
