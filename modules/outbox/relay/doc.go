@@ -39,11 +39,11 @@
 // # Waking
 //
 // Whoever commits events names their keys to the relays: in its own process directly, elsewhere by
-// NOTIFY. A relay that is woken asks the database only about the shards of those keys. It asks about all
-// shards when it polls, every 5 ms while there is traffic and then less and less often, so a wake-up
-// that is lost, or that names no key, costs time alone. A partition with a batch in flight is not asked then. If
-// that is so each time, because the next batch is of what the relay is woken for, it is asked about all its shards
-// between two batches, 250 ms after the last time.
+// NOTIFY; what a process notifies of itself it ignores. A relay that is woken asks the database only about the shards
+// of those keys. It asks about all shards when it polls, every 5 ms while that finds events and then less and less
+// often, so a wake-up that is lost, or that names no key, costs time alone. A partition with a batch in flight is not
+// asked then. If that is so each time, because the next batch is of what the relay is woken for, it is asked about all
+// its shards between two batches, 250 ms after the last time.
 //
 // # Watermarks
 //

@@ -68,14 +68,11 @@ func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
 		if all || err != nil {
 			polled = time.Now()
 		}
-		switch {
-		case err != nil && ctx.Err() == nil:
+		if err != nil && ctx.Err() == nil {
 			r.outages.database(fetchOutage, err)
 			wait = idlePoll
-		case len(batches) > 0:
-			wait = busyPoll
-		case all:
-			wait = min(2*wait, idlePoll)
+		} else {
+			wait = nextPoll(wait, all, len(batches) > 0)
 		}
 		send(batches)
 		t := time.NewTimer(time.Until(polled.Add(wait)))
@@ -89,6 +86,18 @@ func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
 		}
 		t.Stop()
 	}
+}
+
+// nextPoll is the pause between two polls, which gets short when a poll finds events. What is found because the relay
+// was woken for it says nothing about events that nobody names.
+func nextPoll(pause time.Duration, all, found bool) time.Duration {
+	switch {
+	case !all:
+		return pause
+	case found:
+		return busyPoll
+	}
+	return min(2*pause, idlePoll)
 }
 
 // fetchAhead is a second reader during a backlog: the database works for one of the two while

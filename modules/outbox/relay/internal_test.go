@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -423,7 +424,7 @@ func TestABusyPartitionIsNotPassedOver(t *testing.T) {
 
 func TestANotificationNamesKeys(t *testing.T) {
 	t.Parallel()
-	w := &Waker{dirty: make(chan struct{}, 1)}
+	w := &Waker{mark: -1, dirty: make(chan struct{}, 1)}
 	w.Wake("a", "b")
 	w.Wake("c")
 	want := []int32{schema.Hash("a"), schema.Hash("b"), schema.Hash("c")}
@@ -458,5 +459,50 @@ func TestANotificationNamesKeys(t *testing.T) {
 	}
 	if got := hashesIn("[-3,4]"); !slices.Equal(got, []int32{4}) {
 		t.Errorf("a negative hash: %v", got)
+	}
+}
+
+// All of a process are woken when it commits. Its notification, which comes back to it, would have each event looked for
+// twice.
+func TestAProcessIgnoresItsOwnNotifications(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	w, other := NewWaker(db), NewWaker(db)
+	t.Cleanup(w.Close)
+	t.Cleanup(other.Close)
+	var woken [][]int32
+	t.Cleanup(w.Subscribe(func(hashes []int32) { woken = append(woken, hashes) }))
+	w.Wake("a")
+	w.hear(w.payload())
+	if want := [][]int32{{schema.Hash("a")}}; !reflect.DeepEqual(woken, want) {
+		t.Errorf("woken for %v, want %v", woken, want)
+	}
+	woken = nil
+	other.Wake("b")
+	w.hear(other.payload())
+	w.hear("lease")
+	w.hear("")
+	if want := [][]int32{{schema.Hash("b")}, nil, nil}; !reflect.DeepEqual(woken, want) {
+		t.Errorf("woken by others for %v, want %v", woken, want)
+	}
+}
+
+func TestPollsThatFindNothingBecomeRare(t *testing.T) {
+	t.Parallel()
+	wait := nextPoll(idlePoll, true, true)
+	if wait != busyPoll {
+		t.Errorf("%v after events were found, want %v", wait, busyPoll)
+	}
+	for range 10 {
+		last := wait
+		if wait = nextPoll(wait, true, false); wait != min(2*last, idlePoll) {
+			t.Errorf("%v after %v, with nothing found", wait, last)
+		}
+		if got := nextPoll(wait, false, true); got != wait {
+			t.Errorf("%v after %v, with what the relay was woken for", got, wait)
+		}
+	}
+	if wait != idlePoll {
+		t.Errorf("at last %v, want %v", wait, idlePoll)
 	}
 }

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	busyPoll   = 5 * time.Millisecond // between two fetches while there is traffic
+	busyPoll   = 5 * time.Millisecond // between two polls while they find events
 	idlePoll   = 250 * time.Millisecond
 	firstRetry = 50 * time.Millisecond
 	lastRetry  = time.Second
@@ -225,10 +225,10 @@ func (r *Relay) Run(ctx context.Context) error {
 		outer.Go(func() { r.trackStable(ctx) })
 		outer.Go(func() {
 			listen(ctx, r.db, func(payload string) {
-				if hashes := hashesIn(payload); r.waker != nil {
-					r.waker.wakeLocal(hashes) // this relay as well
+				if r.waker != nil {
+					r.waker.hear(payload) // this relay as well
 				} else {
-					r.wake(hashes)
+					r.wake(hashesIn(payload))
 				}
 				if payload == "lease" {
 					poke(r.leases)

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -24,6 +25,7 @@ const notifyEvery = 5 * time.Millisecond
 // any case.
 type Waker struct {
 	db     *database.DB
+	mark   int32 // in its notifications: negative, so that no relay takes it for a hash
 	dirty  chan struct{}
 	cancel context.CancelFunc
 	done   sync.WaitGroup
@@ -40,7 +42,7 @@ const mostHashes = 32
 // NewWaker returns a waker for all relays of the database. The caller closes it.
 func NewWaker(db *database.DB) *Waker {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &Waker{db: db, dirty: make(chan struct{}, 1), cancel: cancel}
+	w := &Waker{db: db, mark: -1 - schema.Hash(uuid.NewString()), dirty: make(chan struct{}, 1), cancel: cancel}
 	if db.IsPostgres() {
 		w.done.Go(func() { w.notify(ctx) })
 	}
@@ -88,7 +90,16 @@ func (w *Waker) payload() string {
 	if w.hashes, w.all = nil, false; all {
 		return ""
 	}
-	return schema.JSON(hashes)
+	return schema.JSON(append(hashes, w.mark))
+}
+
+// hear wakes for a notification, unless it is this process's own, for which all were woken when it was due.
+func (w *Waker) hear(payload string) {
+	var named []int32
+	if json.Unmarshal([]byte(payload), &named) == nil && slices.Contains(named, w.mark) {
+		return
+	}
+	w.wakeLocal(hashesIn(payload))
 }
 
 // hashesIn are the hashes of the keys that a notification names. It may name none.
