@@ -402,12 +402,17 @@ func TestWhatWasKnownToAFormerOwnerIsWorthNothing(t *testing.T) {
 	})
 }
 
-// A clock that was years ahead has written to the counters, and was then corrected.
+// A clock that was ahead has written to the counters, and was then corrected.
 func TestAClockThatWasAheadStopsNobodyAndFreesNobody(t *testing.T) {
 	t.Parallel()
+	for _, ahead := range []time.Duration{time.Hour, 5 * 365 * 24 * time.Hour} {
+		t.Run(ahead.String(), func(t *testing.T) { stoppedByAClock(t, ahead) })
+	}
+}
+
+func stoppedByAClock(t *testing.T, ahead time.Duration) {
 	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
-		const ahead = 5 * 365 * 24 * time.Hour
 		w.clock.advance(ahead)
 		for n := range 300 { // the account, this address, and everybody
 			guess(t, l, Attempt{Account: "alice", Address: address(1)})
@@ -439,7 +444,7 @@ func TestAClockThatWasAheadStopsNobodyAndFreesNobody(t *testing.T) {
 		}
 		ticket, err := l.Begin(t.Context(), Attempt{Account: "carol", Address: address(9)})
 		if err != nil || known(ticket) {
-			t.Errorf("an address stays known for years: %v", err)
+			t.Errorf("an address that was known in the future is known: %v", err)
 		}
 	})
 }

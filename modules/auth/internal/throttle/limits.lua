@@ -54,7 +54,7 @@ end
 local function streak(key, rule, cleared)
   local rec = get(key)
   cleared = cleared or rec.mark
-  if rec.wait_until > now + math.max(rule.longest, rule.lock) then rec.wait_until = 0 end
+  if rec.wait_until > now + delay(rule, rec.failed) + LEASE then rec.wait_until = 0 end
   if cleared > now then cleared = 0 end
   local wiped = rec.at <= cleared
   if wiped or rec.at + keep(rule, rec) < now then

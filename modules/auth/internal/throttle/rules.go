@@ -125,7 +125,7 @@ func (r streakRule) delay(failures int64) int64 {
 // Times that no clock of ours can have written void themselves: a clock that was ahead must not
 // stop anybody until the right one has caught up.
 func (r streakRule) current(rec record, now, cleared int64) record {
-	if rec.until > now+max(r.longest, r.lock) {
+	if rec.until > now+r.delay(rec.failed)+lease.Milliseconds() {
 		rec.until = 0
 	}
 	if cleared > now {
