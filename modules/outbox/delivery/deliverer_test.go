@@ -546,11 +546,14 @@ func TestParkedKeysAreLoggedTogether(t *testing.T) {
 		names = append(names, fmt.Sprint("k", i))
 	}
 	outboxtest.AddKeys(t, db, names...)
-	logged, logs := observer.New(zap.ErrorLevel)
+	logged, logs := observer.New(zap.WarnLevel)
 	begun := time.Now()
 	stop, reg := start(t, db, s, quick, func(o *delivery.Options) { o.Log = zap.New(logged) })
 	testenv.Eventually(t, "all keys are parked", func() bool { return state(t, db, "hook").ParkedKeys == keys })
 	stop()
+	if n := logs.FilterMessage("delivery_failed").Len(); n > 0 {
+		t.Errorf("%d lines say that a refused event is tried again", n)
+	}
 	lines := logs.FilterMessage("deliverer_keys_parked").All()
 	if most := 2 + int(time.Since(begun)/time.Minute); len(lines) == 0 || len(lines) > most {
 		t.Errorf("%d lines, want at most %d", len(lines), most)

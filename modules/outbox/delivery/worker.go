@@ -726,6 +726,9 @@ func (w *worker) report(results []result, out outcome) {
 			}
 			w.d.met.failed.WithLabelValues(s.Name, kind).Inc()
 			w.missed++
+			if is[*Refused](r.err) || is[*Gone](r.err) { // that its key is parked, or its target paused, is told below
+				continue
+			}
 			w.untold++
 			if w.d.now().Sub(w.toldAt) >= tellEvery {
 				w.d.log.Warn("delivery_failed", zap.String("target", s.Name), zap.Int("attempts", r.attempts+1),
