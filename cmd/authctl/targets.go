@@ -328,6 +328,9 @@ func (g *global) retryAll(ctx context.Context, a *app, s outbox.Subscription) er
 		return err
 	}
 	line := fmt.Sprintf("the events of %s are sent to %s again", count(int(keys), "parked key", "parked keys"), s.Name)
+	if keys == 0 {
+		line = "no key is parked for " + s.Name + ", and nothing was done"
+	}
 	err = g.tell(a.cmd.OutOrStdout(), map[string]any{"target": s.Name, "keys": keys}, line)
 	if err != nil || keys == 0 {
 		return err
