@@ -29,11 +29,14 @@ const (
 	sweepEvery = time.Minute
 	voidEvery  = time.Minute
 
-	keysAtOnce = 10000 // whose times change together, while deliveries wait
+	keysAtOnce = 5000 // whose times change together, while deliveries wait
 
 	// leastJump is how far the database's clock must be from what was expected to count as having jumped. It is
 	// above the longest time that an answer can take.
 	leastJump = time.Minute
+
+	// followWithin is how long the times of all keys that wait may take to follow the clock.
+	followWithin = time.Minute
 
 	repeatReport = 10 * time.Second // of an outage that lasts
 	tellEvery    = time.Minute      // of attempts that fail, in the log

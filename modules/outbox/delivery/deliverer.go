@@ -49,6 +49,7 @@ type Deliverer struct {
 	seen schema.Sightings // of the other deliverers; only keepLeases uses it
 	made map[int]bool     // targets whose rows of leases exist; only keepLeases uses it
 	had  map[place]int64  // its places and their epochs at the last tick; only keepLeases uses it
+	slow bool             // the last tick could not follow the database's clock in time; only keepLeases uses it
 
 	reported time.Time // when [outbox.ReportOutage] was last called; zero: none lasts; only keepLeases uses it
 

@@ -160,6 +160,35 @@ func TestPausesOfAnOutageEndSomeAtATime(t *testing.T) {
 	})
 }
 
+// Moving the times of many keys may take longer than half a lease. It would begin with that for ever.
+func TestTheClockIsFollowedHoweverManyKeysWait(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	d, err := New(db, nil, Config{Lease: time.Second}, Options{})
+	testenv.Must(t, err)
+	ticks := func() bool { return d.tick(t.Context()) == nil }
+	testenv.Eventually(t, "a tick", ticks)
+	_, err = db.ExecContext(t.Context(), `INSERT INTO outbox_delivery_lease (target, shard, owner, epoch, until_ms)
+		VALUES (1, 0, ?, 1, 9000000000000)`, d.id)
+	testenv.Must(t, err)
+	for _, q := range []string{
+		`INSERT INTO outbox_held_key (target, key, shard, event, attempts, next_ms, error) VALUES (1, 'a', 0, 1, 1, 1, '')`,
+		`CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS
+			$$ BEGIN PERFORM pg_sleep(0.75); RETURN new; END $$`,
+		`CREATE TRIGGER slowly BEFORE UPDATE ON outbox_held_key FOR EACH ROW EXECUTE FUNCTION slowly()`,
+	} {
+		_, err := db.ExecContext(t.Context(), q)
+		testenv.Must(t, err)
+	}
+	d.had = map[place]int64{{1, 0}: 1}
+	d.clock.Store(&reading{time.Now().UnixMilli() - 2*leastJump.Milliseconds(), d.now()})
+	testenv.Eventually(t, "a tick that follows the clock", ticks)
+	next, err := database.Value[int64](db.QueryRowContext(t.Context(), "SELECT next_ms FROM outbox_held_key"))
+	if err != nil || next < leastJump.Milliseconds() {
+		t.Errorf("the key comes at %d, %v", next, err)
+	}
+}
+
 // An answer that was slow says little about the time: after it, nothing seems to have been before what it came after.
 func TestASlowAnswerMovesNoClock(t *testing.T) {
 	t.Parallel()

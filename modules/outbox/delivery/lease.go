@@ -79,7 +79,11 @@ type tickResult struct {
 // knows whether the target is paused or removed.
 func (d *Deliverer) tick(ctx context.Context) error {
 	asked := d.now() // before the query: the lease in the database begins later, and ends later
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.Lease/2)
+	within := d.cfg.Lease / 2
+	if d.slow { // it has locked its leases meanwhile: nobody takes them
+		within = followWithin
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	if !d.until.HoldsAt(asked) {
 		d.dropAll() // others may have owned the places since: what this one remembers is out of date
@@ -267,6 +271,7 @@ func (d *Deliverer) followClock(ctx context.Context, tx database.Tx, now reading
 		WHERE outbox_held_key.target = l.target AND outbox_held_key.shard = l.shard AND outbox_held_key.parked_ms IS NULL`,
 		by, by, by, arg, d.id)
 	if err != nil {
+		d.slow = true
 		return 0, fmt.Errorf("follow the database's clock: %w", err)
 	}
 	return jump, nil
@@ -403,7 +408,7 @@ func (d *Deliverer) apply(asked time.Time, held map[place]*lease, res tickResult
 		d.made[id] = true
 	}
 	d.server.Store(res.server)
-	d.had = res.epochs
+	d.had, d.slow = res.epochs, false
 	d.clock.Store(&res.clock)
 	if res.jump != 0 {
 		d.log.Warn("deliverer_clock_jumped", zap.Duration("by", res.jump),

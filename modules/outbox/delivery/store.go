@@ -421,10 +421,10 @@ func (d *Deliverer) endPauses(ctx context.Context, tx database.Tx, target int, s
 	if err := d.sameClock(ctx, tx); err != nil {
 		return false, err
 	}
-	const soonest = "CASE WHEN asked_ms > ?1 THEN asked_ms ELSE ?1 END"
-	res, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = `+soonest+`
+	res, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = CASE WHEN asked_ms > ?1 THEN asked_ms ELSE ?1 END
 		WHERE target = ?2 AND key IN (SELECT key FROM outbox_held_key WHERE target = ?2 AND shard IN (?3)
-			AND parked_ms IS NULL AND next_ms > `+soonest+` AND since_ms BETWEEN ?4 AND ?5 LIMIT ?6)`,
+			AND parked_ms IS NULL AND next_ms > ?1 AND next_ms > coalesce(asked_ms, 0) AND since_ms BETWEEN ?4 AND ?5
+			LIMIT ?6)`,
 		d.databaseNow(), target, database.List(shards), outage.beforeMS, d.databaseAt(outage.at), keysAtOnce)
 	if err != nil {
 		return false, fmt.Errorf("end the pauses of an outage: %w", err)
