@@ -58,7 +58,7 @@ func (s *Service) stopLockOuts() {
 func (s *Service) queueLockOut(ctx context.Context, l lockOut) {
 	q := &s.lockOuts
 	if !q.places.TryAcquire(1) {
-		s.announceLockOut(context.WithoutCancel(ctx), l)
+		s.announceLockOut(ctx, l)
 		return
 	}
 	q.queued.Go(func() {
@@ -68,13 +68,15 @@ func (s *Service) queueLockOut(ctx context.Context, l lockOut) {
 			return
 		}
 		defer q.turn.Release(1)
-		s.announceLockOut(q.ctx, l)
+		s.announceLockOut(ctx, l)
 	})
 }
 
+// announceLockOut goes on when the request of ctx has ended. The event is part of its trace.
 func (s *Service) announceLockOut(ctx context.Context, l lockOut) {
-	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
+	ctx, cancel := detached(ctx, detachTimeout)
 	defer cancel()
+	defer context.AfterFunc(s.lockOuts.ctx, cancel)()
 	env := s.newEnvelope(l.user)
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := lockAccount(ctx, tx, l.user); err != nil {

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -8,7 +9,31 @@ import (
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
+	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
+
+// The event belongs to the trace of the sign-in that failed, though it is written after the answer.
+func TestALockOutKeepsTheTraceOfItsSignIn(t *testing.T) {
+	t.Parallel()
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		env := newEnv(t, testConfig(), db, nil)
+		_, tokens := env.newUser(t)
+		user := env.caller(t, tokens).User
+		request, end := context.WithCancel(tracingtest.Within(t.Context(), parent))
+		end() // it has been answered
+		env.queueLockOut(request, lockOut{user: user.ID, until: time.Now().Add(time.Hour)})
+		env.lockOuts.queued.Wait()
+		var trace string
+		if err := db.QueryRowContext(t.Context(), "SELECT traceparent FROM outbox_event WHERE type = ?",
+			EventUserLockedOut).Scan(&trace); err != nil {
+			t.Fatal(err)
+		}
+		if trace != parent {
+			t.Errorf("the event has the traceparent %q", trace)
+		}
+	})
+}
 
 // When the database hangs, the end of a process waits for one announcement, not for all queued
 // ones.
