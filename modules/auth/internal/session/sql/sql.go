@@ -111,7 +111,11 @@ WHERE id = $1 AND user_id = $2 AND stopped_ms IS NULL AND {now} < idle_expires_m
 // alone is a condition that has PostgreSQL commit without waiting for a synchronous standby. A rotation that one lacks
 // signs nobody out when it takes over (see package session). But one that waited would not be answered, and would hold
 // its connection, and every repetition of the request, until its window is over.
-const alone = " AND (SELECT set_config('synchronous_commit', 'local', true)) = 'local'"
+const alone = " AND (SELECT " + waitForNone + ") <> ''"
+
+// waitForNone sets that for a transaction, unless commits do not even wait for the disk.
+const waitForNone = `set_config('synchronous_commit',
+	CASE current_setting('synchronous_commit') WHEN 'off' THEN 'off' ELSE 'local' END, true)`
 
 // alone is that condition, where the store is PostgreSQL.
 func (s *Store) alone() string {
@@ -242,7 +246,7 @@ func (s *Store) rotateSlowly(ctx context.Context, tx database.IDB, r session.Rot
 		return answer, err
 	}
 	if s.db.IsPostgres() {
-		if _, err := tx.ExecContext(ctx, "SET LOCAL synchronous_commit = local"); err != nil { // see alone
+		if _, err := tx.ExecContext(ctx, "SELECT "+waitForNone); err != nil {
 			return answer, err
 		}
 	}

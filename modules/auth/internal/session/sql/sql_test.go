@@ -108,6 +108,46 @@ func TestRotationsWaitForNoStandby(t *testing.T) {
 	}
 }
 
+// Rotations wait for less than other changes, never for more.
+func TestRotationsDoNotWaitForTheDiskWhereNothingDoes(t *testing.T) {
+	t.Parallel()
+	for setting, want := range map[string]string{"on": "local", "off": "off"} {
+		url := dbtest.PostgresURL(t)
+		do := func(statements ...string) {
+			t.Helper()
+			for _, q := range statements {
+				_, err := dbtest.Open(t, url).ExecContext(t.Context(), q)
+				testenv.Must(t, err)
+			}
+		}
+		do(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = `+setting+`', current_database()); END $$`,
+			"CREATE TABLE seen (setting text)",
+			`CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+				INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$`,
+			"CREATE TRIGGER look AFTER UPDATE ON session FOR EACH ROW EXECUTE FUNCTION look()")
+		db := dbtest.Open(t, url)
+		var clock sessiontest.Clock
+		store := newStore(t, db, clock.Skew)
+		codec, err := session.NewCodec("the secret of the SQL tests, which is long")
+		testenv.Must(t, err)
+		first := codec.Mint([16]byte{1}, [16]byte{2}, 1)
+		_, err = store.Create(t.Context(), session.Start{ID: first.SessionID(), UserID: first.UserID(),
+			Hash: first.Hash(), MaxAge: time.Hour, IdleTTL: time.Hour})
+		testenv.Must(t, err)
+		_, quick := codec.Next(first)
+		_, slow := codec.Next(codec.Mint(first.UserID(), first.SessionID(), 9)) // ahead of the record
+		for _, r := range []session.Rotation{quick, slow} {
+			r.Grace, r.IdleTTL = time.Minute, time.Hour
+			_, err = store.Rotate(t.Context(), r)
+			testenv.Must(t, err)
+		}
+		seen, err := database.Value[string](db.QueryRowContext(t.Context(), "SELECT string_agg(setting, ' ') FROM seen"))
+		if want := want + " " + want; err != nil || seen != want {
+			t.Errorf("where it is %s: %s, %v, want %s", setting, seen, err, want)
+		}
+	}
+}
+
 func newStore(t testing.TB, db *database.DB, skew func() time.Duration) *sql.Store {
 	store, err := sql.New(t.Context(), db, sql.Options{Skew: skew})
 	if err != nil {
