@@ -592,16 +592,21 @@ func (d *doctor) clock(ctx context.Context) []finding {
 	return []finding{checkClock(off, "database")}
 }
 
+// checkClock judges the clock of somebody else, which is off ahead of this machine's.
 func checkClock(off time.Duration, whose string) finding {
 	const advice = "synchronise both clocks (NTP): tokens, sessions and leases depend on them"
-	text := fmt.Sprintf("differs from the %s's by %s", whose, off.Abs().Round(time.Millisecond))
+	by, relation := off.Abs().Round(time.Millisecond), "behind"
+	if off < 0 {
+		relation = "ahead of"
+	}
+	text := fmt.Sprintf("this machine's clock is %s %s the %s's", by, relation, whose)
 	switch {
 	case off.Abs() > 30*time.Second:
 		return failing(text, advice)
 	case off.Abs() > time.Second:
 		return doubtful(text, advice)
 	}
-	return fine("%s", text)
+	return fine("differs from the %s's by %s", whose, by)
 }
 
 func (d *doctor) signingKeys(ctx context.Context) []finding {

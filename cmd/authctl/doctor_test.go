@@ -28,6 +28,8 @@ func TestAClockIsCheckedByHowFarItIsOff(t *testing.T) {
 	} {
 		if got := checkClock(off, "database"); got.Status != want || (want != checkOK) != (got.Advice != "") {
 			t.Errorf("%s off: %+v, want %s", off, got, want)
+		} else if want != checkOK && strings.Contains(got.Found, "behind the database's") != (off > 0) {
+			t.Errorf("%s off: %+v", off, got)
 		}
 	}
 }
