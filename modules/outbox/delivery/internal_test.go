@@ -254,6 +254,26 @@ func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 	}
 }
 
+// A deliverer whose machine was suspended for longer than a lease says that it has lost its places.
+func TestADelivererThatWasSuspendedSaysSo(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	s, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{Name: "hook", Kind: outbox.KindWebhook,
+		Types: []string{"*"}, URL: "https://receiver.example"})
+	testenv.Must(t, err)
+	logged, logs := observer.New(zap.WarnLevel)
+	d, err := New(db, nil, Config{Lease: time.Minute}, Options{Log: zap.New(logged)})
+	testenv.Must(t, err)
+	d.abandon, d.stop = t.Context(), t.Context()
+	w := newWorker(d, s)
+	w.assign(s, []*lease{{place: place{s.ID, 0}, epoch: 1}}, 1)
+	d.workers[s.ID] = w
+	testenv.Must(t, d.tick(t.Context()))
+	if lines := logs.FilterMessage("deliverer_shards_lost").All(); len(lines) != 1 {
+		t.Errorf("the log has %v", logs.All())
+	}
+}
+
 // A deliverer that was silent for a whole lease renews its leases right after another one has looked for who lives.
 func TestALeaseThatIsRenewedLateIsKept(t *testing.T) {
 	t.Parallel()

@@ -85,8 +85,9 @@ func (d *Deliverer) tick(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	late := 0
 	if !d.until.HoldsAt(asked) {
-		d.dropAll() // others may have owned the places since: what this one remembers is out of date
+		late = d.dropAll() // others may have owned the places since: what this one remembers is out of date
 	}
 	held := d.held()
 	var res tickResult
@@ -96,6 +97,9 @@ func (d *Deliverer) tick(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("renew the leases of targets: %w", err)
+	}
+	if late > 0 { // while the database answers: that it was away is told elsewhere
+		d.log.Warn("deliverer_shards_lost", zap.Int("shards", late))
 	}
 	d.apply(asked, held, res)
 	return nil
@@ -114,15 +118,18 @@ func (d *Deliverer) held() map[place]*lease {
 	return held
 }
 
-func (d *Deliverer) dropAll() {
+// dropAll forgets every lease and returns how many there were.
+func (d *Deliverer) dropAll() (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, w := range d.workers {
 		for _, l := range w.leases() {
 			l.lost.Store(true)
+			n++
 		}
 		w.assign(w.subscription(), nil, 0)
 	}
+	return n
 }
 
 func (d *Deliverer) tickTx(

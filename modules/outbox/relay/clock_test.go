@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
@@ -156,6 +158,23 @@ func TestALeaseThatIsRenewedLateIsKept(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
+		}
+	})
+}
+
+// A relay whose machine was suspended for longer than a lease says that it has lost its shards.
+func TestARelayThatWasSuspendedSaysSo(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		o := observe(t, db, Config{})
+		logged, logs := observer.New(zap.WarnLevel)
+		o.log = zap.New(logged)
+		o.after(t, 0)
+		o.at = o.at.Add(time.Minute)
+		o.after(t, 0)
+		lines := logs.All()
+		if len(lines) != 1 || lines[0].Message != "relay_shards_lost" || lines[0].ContextMap()["shards"] != int64(96) {
+			t.Errorf("the log has %v", lines)
 		}
 	})
 }

@@ -73,10 +73,12 @@ func (r *Relay) tick(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease/2)
 	defer cancel()
 
+	late := 0
 	r.mu.Lock()
 	if !r.until.HoldsAt(asked) {
 		// Others may have owned the shards since: what is remembered is out of date.
-		r.met.lost.Add(float64(r.dropAll()))
+		late = r.dropAll()
+		r.met.lost.Add(float64(late))
 		r.met.owned.Set(0)
 		r.met.living.Set(0) // this one does not count any more, and cannot tell who does
 	}
@@ -94,6 +96,9 @@ func (r *Relay) tick(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("renew the leases: %w", err)
+	}
+	if late > 0 { // while the database answers: that it was away is told elsewhere
+		r.log.Warn("relay_shards_lost", zap.Int("shards", late))
 	}
 	r.applyTick(asked, held, res)
 	return nil
