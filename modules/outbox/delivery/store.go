@@ -118,23 +118,35 @@ func (d *Deliverer) voidPauses(ctx context.Context, server string, target int, s
 	return nil
 }
 
+// unpark lets parked keys come again, at once.
+const unpark = `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = 0, asked_ms = NULL, parked_ms = NULL
+	WHERE target = ?1 AND parked_ms < ?2 AND key IN `
+
 // unparkPointless lets keys come again that were parked so long ago that their events are pointless: the sink drops
-// them. It takes some at a time, since deliveries wait meanwhile; others follow a minute later.
+// them. It takes some at a time, the oldest first, since deliveries wait meanwhile; others follow a minute later.
 func (d *Deliverer) unparkPointless(ctx context.Context, server string, target int, shards []int,
 	life time.Duration) error {
-	now := d.databaseNow()
+	before := d.databaseNow() - life.Milliseconds()
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = 0,
-				asked_ms = NULL, parked_ms = NULL
-			WHERE target = ?1 AND key IN (SELECT key FROM outbox_held_key
-				WHERE target = ?1 AND shard IN (?2) AND parked_ms < ?3 LIMIT ?4)`,
-			target, database.List(shards), now-life.Milliseconds(), keysAtOnce)
+		_, err := tx.ExecContext(ctx, unpark+`(SELECT key FROM outbox_held_key
+			WHERE target = ?1 AND shard IN (?3) AND parked_ms < ?2 ORDER BY parked_ms LIMIT ?4)`,
+			target, before, database.List(shards), keysAtOnce)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("let parked keys come again: %w", err)
 	}
 	return nil
+}
+
+// unparkFor does it at once for the keys of events that have just come.
+func (d *Deliverer) unparkFor(ctx context.Context, tx database.Tx, target int, ids []int64, life time.Duration) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return database.Exec(ctx, tx, "let parked keys come again",
+		unpark+`(SELECT key FROM outbox_delivery WHERE target = ?1 AND id IN (?3))`,
+		target, d.databaseNow()-life.Milliseconds(), database.List(ids))
 }
 
 const recordColumns = `e.created_ms, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data, e.traceparent`

@@ -460,3 +460,41 @@ func TestATargetCanBeRemovedWhileEventsAreUnderWay(t *testing.T) {
 		}
 	})
 }
+
+// patient are receivers of a kind whose parked keys come again after an hour.
+type patient struct{ *receivers }
+
+func (patient) AttemptTimeout() time.Duration { return testenv.Patience }
+func (patient) Life() time.Duration           { return time.Hour }
+
+// Whoever does something new does not wait for all the keys that were parked before.
+func TestANewEventWaitsForNoOtherParkedKey(t *testing.T) {
+	t.Parallel()
+	onHook(t, func(t *testing.T, db *database.DB, hook outbox.Subscription, s *receivers) {
+		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error {
+			return &delivery.Refused{Err: errors.New("refused")}
+		}
+		outboxtest.AddKeys(t, db, "a")
+		stop, _ := start(t, db, patient{s}, quick)
+		testenv.Eventually(t, "it is parked", func() bool { return state(t, db, "hook").ParkedKeys == 1 })
+		stop()
+		for _, q := range []string{
+			`UPDATE outbox_held_key SET parked_ms = parked_ms - 7200000`,
+			`INSERT INTO outbox_held_key (target, key, shard, event, attempts, next_ms, parked_ms, error)
+				WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 40000)
+				SELECT k.target, 'old ' || n.n, k.shard, n.n, 1, 0, n.n, '' FROM n, outbox_held_key k`,
+		} {
+			if _, err := db.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.answer = nil
+		start(t, db, patient{s}, quick)
+		outboxtest.AddKeys(t, db, "a")
+		empty(t, db, "hook")
+		s.expect(t, "hook", "a/1 a/2")
+		if n := state(t, db, "hook").ParkedKeys; n < 10000 {
+			t.Errorf("only %d keys are parked still", n)
+		}
+	})
+}

@@ -562,7 +562,14 @@ func (w *worker) read(ctx context.Context, held map[int]*lease) error {
 	} else {
 		w.depth = minDepth
 	}
-	return whereOwned(ctx, w.d, w.subscription().ID, aside, markHeld)
+	p, patient := w.d.sinks[w.subscription().Kind].(Patient)
+	return whereOwned(ctx, w.d, w.subscription().ID, aside,
+		func(ctx context.Context, tx database.Tx, target int, ids []int64) error {
+			if err := markHeld(ctx, tx, target, ids); err != nil || !patient {
+				return err
+			}
+			return w.d.unparkFor(ctx, tx, target, ids, p.Life())
+		})
 }
 
 // lull spaces looks that find nothing. Every event of the log wakes all targets, and most want few of
