@@ -224,7 +224,7 @@ func (d *Deliverer) sweep(ctx context.Context) {
 // works again for all. Errors that may pass within a second are not logged.
 func (d *Deliverer) failed(who *worker, err error) {
 	if database.IsForbidden(err) {
-		err = lacksRights(err)
+		err = schema.LacksRights(context.Background(), d.db, "deliver events", err)
 	}
 	d.mu.Lock()
 	f, again := d.failing[who]
@@ -267,12 +267,6 @@ func (d *Deliverer) tellOutage(ctx context.Context) {
 			d.reported = d.now()
 		}
 	}
-}
-
-// lacksRights adds the remedy to an error of missing rights.
-func lacksRights(err error) error {
-	return fmt.Errorf("this database role may not deliver events: run authctl migrate grants after each "+
-		"migration: %w", err)
 }
 
 // worked says that a worker, or who renews the leases, meets no error, or has ended.

@@ -218,6 +218,7 @@ func TestASlowAnswerMovesNoClock(t *testing.T) {
 // the second waits for a person. Each is logged once, and its end tells how long it lasted.
 func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 	t.Parallel()
+	db := dbtest.SQLite(t)
 	for name, test := range map[string]struct {
 		err  error
 		wait time.Duration
@@ -227,7 +228,7 @@ func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 	} {
 		core, logs := observer.New(zap.InfoLevel)
 		now := time.Unix(1000, 0)
-		d := &Deliverer{log: zap.New(core), now: func() time.Time { return now }, failing: map[*worker]failure{}}
+		d := &Deliverer{db: db, log: zap.New(core), now: func() time.Time { return now }, failing: map[*worker]failure{}}
 		d.failed(nil, errors.New("a connection that was idle"))
 		d.worked(nil)
 		d.failed(nil, test.err)

@@ -315,8 +315,8 @@ func TestAReplayAtOnceIsAReplay(t *testing.T) {
 	})
 }
 
-// A deliverer whose role lacks rights, because grants.sql was not run, reports that where operators
-// look.
+// A deliverer whose role lacks rights reports that where operators look, and what helps: a serve that is to deliver
+// needs the role of relays, and that one what grants.sql gives it.
 func TestMissingRightsAreReported(t *testing.T) {
 	t.Parallel()
 	address := dbtest.PostgresURL(t)
@@ -330,7 +330,8 @@ func TestMissingRightsAreReported(t *testing.T) {
 			}
 		}
 	}
-	grant("CREATE ROLE "+role+" LOGIN PASSWORD '"+secret+"'",
+	grant(`DO $$ BEGIN CREATE ROLE authctl_relay; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$`,
+		"CREATE ROLE "+role+" LOGIN PASSWORD '"+secret+"'",
 		"GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_trouble TO "+role)
 	t.Cleanup(func() {
 		if _, err := owner.Write(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role); err != nil {
@@ -350,12 +351,17 @@ func TestMissingRightsAreReported(t *testing.T) {
 		}
 		return st.Outages
 	}
-	testenv.Eventually(t, "the outage is reported", func() bool {
-		list := outages()
-		return len(list) == 1 && list[0].Kind == "rights" && list[0].Lasts &&
-			list[0].Target == outbox.DeliveryTargets &&
-			strings.Contains(list[0].Error, "migrate grants")
-	})
+	reported := func(remedy string) {
+		t.Helper()
+		testenv.Eventually(t, "the outage is reported, with: "+remedy, func() bool {
+			list := outages()
+			return len(list) == 1 && list[0].Kind == "rights" && list[0].Lasts &&
+				list[0].Target == outbox.DeliveryTargets && strings.Contains(list[0].Error, remedy)
+		})
+	}
+	reported("GRANT authctl_relay")
+	grant("GRANT authctl_relay TO " + role)
+	reported("migrate grants")
 	grant("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO " + role)
 	testenv.Eventually(t, "it ends", func() bool { return len(outages()) == 0 })
 }

@@ -37,6 +37,8 @@ type outages struct {
 	met      *metrics
 	patience time.Duration // with an attempt that is not answered
 
+	lacksRights func(error) error // adds the remedy
+
 	mu     sync.Mutex
 	where  map[int]outage // by partition
 	since  time.Time
@@ -91,9 +93,7 @@ func (o *outages) duration() time.Duration { return o.now().Sub(o.since).Round(t
 func (o *outages) database(where int, err error) {
 	kind := "database"
 	if database.IsForbidden(err) {
-		kind, err = "rights",
-			fmt.Errorf("this database role may not relay events: run authctl migrate grants after each "+
-				"migration; where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
+		kind, err = "rights", o.lacksRights(err)
 	}
 	o.count(kind)
 	o.begin(where, kind, err)

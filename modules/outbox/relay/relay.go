@@ -113,7 +113,9 @@ func New(db *database.DB, sink Sink, cfg Config, opt Options) (*Relay, error) {
 	if r.name == "" {
 		r.name = schema.ProcessName()
 	}
-	r.outages = outages{log: r.log, now: r.now, met: met, patience: slowAnswer}
+	r.outages = outages{log: r.log, now: r.now, met: met, patience: slowAnswer, lacksRights: func(err error) error {
+		return schema.LacksRights(context.Background(), db, "relay events", err)
+	}}
 	if err := metric.Register(opt.Registry, "the outbox's metrics", &r.outages); err != nil {
 		return nil, err
 	}

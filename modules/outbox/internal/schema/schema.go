@@ -179,3 +179,17 @@ func JSON[T []int | []int32 | [][]int64 | [][3]int64](numbers T) string {
 	}
 	return string(text)
 }
+
+// LacksRights adds the remedy to an error of a database role that may not do something for want of rights. A serve that
+// also relays needs the role of relays; another one the rights that a migration asks for.
+func LacksRights(ctx context.Context, db *database.DB, what string, err error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	remedy := "run authctl migrate grants after each migration"
+	stranger, bad := database.Value[bool](db.QueryRowContext(ctx, `SELECT EXISTS (
+		SELECT FROM pg_roles WHERE rolname = 'authctl_relay' AND NOT pg_has_role(oid, 'USAGE'))`))
+	if bad == nil && stranger {
+		remedy = "GRANT authctl_relay TO the role, or set OUTBOX_RELAY=off for a serve where relays run elsewhere"
+	}
+	return fmt.Errorf("this database role may not %s: %s: %w", what, remedy, err)
+}
