@@ -144,6 +144,10 @@ func (w *writer) example(t reflect.Type) any {
 		w.fail(err)
 		return value
 	}
+	if t.Kind() != reflect.Struct {
+		w.fail(fmt.Errorf("%s has no example", t))
+		return nil
+	}
 	object := map[string]any{}
 	for i := range t.NumField() {
 		field := t.Field(i)
