@@ -304,7 +304,7 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 		REVOKE EXECUTE ON FUNCTION outbox_add, outbox_deliver FROM authctl_serve;
 		REVOKE TRUNCATE ON outbox_event FROM authctl_relay;
 		REVOKE DELETE ON outbox_pending FROM authctl_relay;
-		REVOKE SELECT (id, state) ON contact_challenge FROM authctl_relay`)
+		REVOKE SELECT (state) ON contact_challenge FROM authctl_relay`)
 	for role, lacks := range map[string]string{
 		"authctl_serve": "DELETE on contact, EXECUTE on outbox_add, EXECUTE on outbox_deliver and 1 more",
 		"authctl_relay": "TRUNCATE on outbox_event, DELETE on outbox_pending, SELECT on contact_challenge",
