@@ -149,7 +149,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 		rows = append(rows, []string{"target", t.Name + ": " + describeDelivery(t)})
 	}
 	rows = append(rows, describeOutages(st)...)
-	rows = append(rows, []string{"relays", fmt.Sprint(len(st.Relays))})
+	rows = append(rows, []string{"relays", countRelays(st)})
 	for _, r := range st.Relays {
 		rows = append(rows, []string{"  " + r.Name, fmt.Sprintf("%d of %s, %.1f events/s, since %s",
 			r.Shards, count(len(st.Shards), "shard", "shards"), r.Rate, r.Started.Format(time.RFC3339))})
@@ -213,6 +213,24 @@ func describeShards(st outbox.State) (rows [][]string) {
 			fmt.Sprint(s.Pending), oldest})
 	}
 	return rows
+}
+
+// countRelays counts the relays that work, and those that an outage keeps from it: they have not reached their target
+// yet, or cannot renew their leases.
+func countRelays(st outbox.State) string {
+	idle := map[string]bool{}
+	for _, o := range st.Outages {
+		if o.Lasts && o.Target != outbox.DeliveryTargets {
+			idle[o.Relay] = true
+		}
+	}
+	for _, r := range st.Relays {
+		delete(idle, r.Name)
+	}
+	if len(idle) == 0 {
+		return fmt.Sprint(len(st.Relays))
+	}
+	return fmt.Sprintf("%d, and %d that cannot work: see outage", len(st.Relays), len(idle))
 }
 
 // describeOutages makes a row for each outage; one that several relays report is one row.
