@@ -273,7 +273,7 @@ func tableExists(ctx context.Context, db database.IDB, name string) (bool, error
 	}
 	var n int
 	err := db.QueryRowContext(ctx, query, name).Scan(&n)
-	return n > 0, err
+	return n > 0, database.NoUsage(err)
 }
 
 // foreignTables counts the tables where the first migration would make ours.

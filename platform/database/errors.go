@@ -36,6 +36,19 @@ func IsForbidden(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "42501"
 }
 
+// NoUsage marks a refusal as that of a role that may not use a schema. Only the text of PostgreSQL's error says so, in
+// the server's language.
+func NoUsage(err error) error {
+	if IsForbidden(err) {
+		return &noUsageError{err}
+	}
+	return err
+}
+
+type noUsageError struct{ error }
+
+func (e *noUsageError) Unwrap() error { return e.error }
+
 // Classes and single codes of SQLSTATE that are not the statement's fault: it may succeed later,
 // unchanged.
 var unavailable = []string{

@@ -106,6 +106,7 @@ func Remedy(err error, task Task) string {
 	var lite *sqlite.Error
 	_, opening := errors.AsType[*openError](err)
 	silent, _ := errors.AsType[*errSilent](err)
+	noUsage, _ := errors.AsType[*noUsageError](err)
 	switch {
 	case errors.Is(err, errNoStandby):
 		return "start a standby again, or set synchronous_standby_names to those that follow (pg_stat_replication)"
@@ -113,9 +114,9 @@ func Remedy(err error, task Task) string {
 		return "look in pg_stat_activity for what blocks it, such as a transaction that was left open"
 	case silent != nil:
 		return "look at the server and its machine: it hangs, or was paused"
-	case errors.As(err, &pg) && pg.Code == "42501" && task != OwnTables && strings.Contains(pg.Message, " schema "):
+	case noUsage != nil && task != OwnTables:
 		return "let the role use the schema (GRANT USAGE ON SCHEMA), as deploy/postgres/roles.sql does for its roles"
-	case pg != nil && pg.Code == "42501" && !opening && forbidden[task] != "":
+	case errors.As(err, &pg) && pg.Code == "42501" && !opening && forbidden[task] != "":
 		return forbidden[task]
 	case pg != nil && task == OwnTables && !opening && migrating[pg.Code] != "":
 		return migrating[pg.Code]

@@ -128,6 +128,8 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 			Message: "unsupported startup parameter: search_path"}, "ignore_startup_parameters"},
 		"PgBouncer and its server": {&pgconn.PgError{Code: "08P01",
 			Message: "pgbouncer cannot connect to server"}, "reaches the server"},
+		"no schema granted": {database.NoUsage(&pgconn.PgError{Code: "42501",
+			Message: "keine Berechtigung für Schema x"}), "GRANT USAGE ON SCHEMA"},
 		"nothing":       {nil, ""},
 		"stopped":       {context.Canceled, ""},
 		"another error": {errors.New("x"), ""},
