@@ -118,19 +118,19 @@ func (d *Deliverer) voidPauses(ctx context.Context, server string, target int, s
 	return nil
 }
 
-// unpark lets parked keys come again, at once.
-const unpark = `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = 0, asked_ms = NULL, parked_ms = NULL
+// unpark lets parked keys come again when it is their turn.
+const unpark = `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = ?3, asked_ms = NULL, parked_ms = NULL
 	WHERE target = ?1 AND parked_ms < ?2 AND key IN `
 
 // unparkPointless lets keys come again that were parked so long ago that their events are pointless: the sink drops
 // them. It takes some at a time, the oldest first, since deliveries wait meanwhile; others follow a minute later.
 func (d *Deliverer) unparkPointless(ctx context.Context, server string, target int, shards []int,
 	life time.Duration) error {
-	before := d.databaseNow() - life.Milliseconds()
+	now := d.databaseNow()
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
 		_, err := tx.ExecContext(ctx, unpark+`(SELECT key FROM outbox_held_key
-			WHERE target = ?1 AND shard IN (?3) AND parked_ms < ?2 ORDER BY parked_ms LIMIT ?4)`,
-			target, before, database.List(shards), keysAtOnce)
+			WHERE target = ?1 AND shard IN (?4) AND parked_ms < ?2 ORDER BY parked_ms LIMIT ?5)`,
+			target, now-life.Milliseconds(), now, database.List(shards), keysAtOnce)
 		return err
 	})
 	if err != nil {
@@ -139,14 +139,14 @@ func (d *Deliverer) unparkPointless(ctx context.Context, server string, target i
 	return nil
 }
 
-// unparkFor does it at once for the keys of events that have just come.
+// unparkFor does it at once for the keys of events that have just come, ahead of all others.
 func (d *Deliverer) unparkFor(ctx context.Context, tx database.Tx, target int, ids []int64, life time.Duration) error {
 	if len(ids) == 0 {
 		return nil
 	}
 	return database.Exec(ctx, tx, "let parked keys come again",
-		unpark+`(SELECT key FROM outbox_delivery WHERE target = ?1 AND id IN (?3))`,
-		target, d.databaseNow()-life.Milliseconds(), database.List(ids))
+		unpark+`(SELECT key FROM outbox_delivery WHERE target = ?1 AND id IN (?4))`,
+		target, d.databaseNow()-life.Milliseconds(), 0, database.List(ids))
 }
 
 const recordColumns = `e.created_ms, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data, e.traceparent`
