@@ -3,7 +3,6 @@ package sql
 import (
 	"bytes"
 	"context"
-	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,7 +16,6 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
-	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Each mutant is an easily made mistake, and the named check has to find it.
@@ -158,59 +156,6 @@ func TestForgettingDropsEverySealedSuccessorAfterItsWindow(t *testing.T) {
 			t.Errorf("%d were dropped once more", n)
 		}
 	})
-}
-
-// A session that is just being stopped holds up no other: its transaction may wait for a synchronous standby.
-func TestALockedSessionHoldsUpNoOther(t *testing.T) {
-	t.Parallel()
-	db := dbtest.Postgres(t)
-	var clock sessiontest.Clock
-	store := newTestStore(t, db, clock.Skew)
-	codec, err := session.NewCodec("the secret of the SQL tests, which is long")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 2 {
-		token := codec.Mint([16]byte{1}, [16]byte{byte(i)}, 1)
-		if _, err := store.Create(t.Context(),
-			session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour,
-				IdleTTL: time.Hour}); err != nil {
-			t.Fatal(err)
-		}
-		for range 2 {
-			next, r := codec.Next(token)
-			r.Grace, r.IdleTTL = 10*time.Minute, time.Hour
-			if _, err := store.Rotate(t.Context(), r); err != nil {
-				t.Fatal(err)
-			}
-			token = next
-		}
-	}
-	err = db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
-		for _, q := range []string{"SET LOCAL idle_in_transaction_session_timeout = 0",
-			"SELECT 1 FROM session ORDER BY id LIMIT 1 FOR UPDATE"} {
-			if _, err := tx.ExecContext(ctx, q); err != nil {
-				return err
-			}
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
-		defer cancel()
-		var kept int
-		clock.Advance(11 * time.Minute)
-		_, err := store.Forget(ctx, 10)
-		if err := errors.Join(err, db.QueryRowContext(ctx, "SELECT count(*) FROM session WHERE "+
-			"sealed IS NOT NULL OR links IS NOT NULL").Scan(&kept)); err != nil || kept != 1 {
-			t.Errorf("%d sessions keep successors: %v", kept, err)
-		}
-		clock.Advance(time.Hour)
-		if n, err := store.Purge(ctx, 10); n != 1 {
-			t.Errorf("%d sessions are purged: %v", n, err)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestAChainHasABound(t *testing.T) {

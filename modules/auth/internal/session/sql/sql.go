@@ -125,15 +125,6 @@ func (s *Store) alone() string {
 	return ""
 }
 
-// free locks the rows of a query and passes over those that are locked, where the store is PostgreSQL: a transaction
-// that waits for a synchronous standby, as one that stops a session does, holds them for as long.
-func (s *Store) free() string {
-	if s.db.IsPostgres() {
-		return " FOR UPDATE SKIP LOCKED"
-	}
-	return ""
-}
-
 func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {
 	var started session.Started
 	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
@@ -409,8 +400,9 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 
 func (s *Store) Purge(ctx context.Context, limit int) (int64, error) {
 	now := s.now()
-	n, err := s.db.Write(ctx, `WITH old AS (SELECT id FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+`
-		ORDER BY idle_expires_ms LIMIT ?`+s.free()+`) DELETE FROM session WHERE id IN (SELECT id FROM old)`, limit)
+	// The outer condition looks at a row that changed while it was waited for.
+	n, err := s.db.Write(ctx, `DELETE FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+` AND id IN
+		(SELECT id FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+` ORDER BY idle_expires_ms LIMIT ?)`, limit)
 	return n, fail("purge sessions", err)
 }
 
@@ -418,9 +410,8 @@ func (s *Store) Forget(ctx context.Context, limit int) (int64, error) {
 	now := s.now()
 	// A window that ends too far ahead is void: a clock that was ahead wrote it.
 	ended := "sealed IS NOT NULL AND (replay_until_ms <= " + now + " OR replay_until_ms > " + now + " + ?1)"
-	n, err := s.db.Write(ctx, "WITH old AS (SELECT id FROM session WHERE "+ended+" LIMIT ?2"+s.free()+") "+
-		"UPDATE session SET sealed = NULL WHERE id IN (SELECT id FROM old)"+s.alone(),
-		session.MaxWindow.Milliseconds(), limit)
+	n, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+ended+" AND id IN (SELECT id "+
+		"FROM session WHERE "+ended+" LIMIT ?2)"+s.alone(), session.MaxWindow.Milliseconds(), limit)
 	if err != nil {
 		return 0, fail("forget replaced tokens", err)
 	}
@@ -447,10 +438,8 @@ func (s *Store) forgetLinks(ctx context.Context, limit int) (forgotten int64, er
 				return forgotten, err
 			}
 			// A row that was rotated meanwhile is looked at the next time.
-			if _, err := s.db.Write(ctx, "WITH one AS (SELECT id FROM session "+
-				"WHERE id = ?1 AND generation = ?2"+s.free()+") UPDATE session SET links = ?3, marks = ?4 "+
-				"WHERE id IN (SELECT id FROM one)"+s.alone(),
-				row.id, row.generation, blob(encodeLinks(kept.Links)), marks); err != nil {
+			if _, err := s.db.Write(ctx, "UPDATE session SET links = ?, marks = ? WHERE id = ? AND generation = ?"+
+				s.alone(), blob(encodeLinks(kept.Links)), marks, row.id, row.generation); err != nil {
 				return forgotten, err
 			}
 			forgotten++
