@@ -164,7 +164,12 @@ func Open(ctx context.Context, cfg Config, o Options) (Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if problem := t.try(ctx, client); problem != nil {
+	problem := t.try(ctx, client)
+	// Options of the URL may bound a command of a request. The start of a process has more time.
+	for begun := time.Now(); problem != nil && timedOut(problem) && time.Since(begun) < timeout; {
+		problem = t.try(ctx, client)
+	}
+	if problem != nil {
 		_ = client.Close()
 		return nil, fmt.Errorf("connect to %s: %w", t, problem)
 	}

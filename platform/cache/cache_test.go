@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -328,6 +329,42 @@ func TestADeadlineEndsACommandToASilentServer(t *testing.T) {
 	if !cache.IsUnavailable(err) {
 		t.Errorf("a silent server: %v", err)
 	}
+}
+
+// A busy machine may take longer to answer the first command than the URL lets a request wait.
+func TestAStartWaitsLongerThanACommand(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for silent := true; ; silent = false { // the first connection
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			if silent {
+				continue
+			}
+			behind, err := net.Dial("tcp", server.Addr())
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = behind.Close() })
+			go func() { _, _ = io.Copy(behind, conn) }()
+			go func() { _, _ = io.Copy(conn, behind) }()
+		}
+	}()
+	url := "redis://" + listener.Addr().String() + "?read_timeout=200ms&dial_timeout=200ms"
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url)}, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = client.Close()
 }
 
 // A request takes one or two commands, and its client waits.
