@@ -67,15 +67,6 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device,
 		case now.epoch != a.epoch:
 			return errConcurrentChange
 		}
-		// Other sign-ins may have found this one's record and evicted it: it must not be
-		// announced after its end.
-		revoked, err := revokedAmong(ctx, tx, []uuid.UUID{sess.ID})
-		if err != nil {
-			return err
-		}
-		if revoked[sess.ID] {
-			return errConcurrentChange
-		}
 		if evicted, err = s.evict(ctx, tx, now, excess); err != nil {
 			return err
 		}

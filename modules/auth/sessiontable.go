@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -23,10 +24,19 @@ const begunColumns = "sid, user_id, epoch, began_at"
 // tentativeFor is longer than any sign-in takes: a session that has not begun by then never does.
 const tentativeFor = 15 * time.Minute
 
+// recordBegun returns [errConcurrentChange] for a session that has been revoked: other sign-ins may have found its
+// record and evicted it, and it must not be announced after its end. The account is locked.
 func (s *Service) recordBegun(ctx context.Context, tx database.IDB, b begun) error {
-	return database.Exec(ctx, tx, "store the session",
-		"INSERT INTO begun_session ("+begunColumns+", expires_at) VALUES (?, ?, ?, ?, ?)",
+	res, err := tx.ExecContext(ctx, "INSERT INTO begun_session ("+begunColumns+`, expires_at) SELECT ?1, ?2, ?3, ?4, ?5
+		WHERE NOT EXISTS (SELECT 1 FROM revoked_session WHERE sid = ?1)`,
 		b.sid, b.userID, b.epoch, b.at, s.sessionTokensEnd(b.at))
+	if err != nil {
+		return fmt.Errorf("store the session: %w", err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(err, errConcurrentChange)
+	}
+	return nil
 }
 
 // begunAmong returns those of the sessions that have begun and were not revoked by their ids.

@@ -1,6 +1,8 @@
 package auth
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -9,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -93,9 +96,11 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		second := env.signIn(t, name)
 		listed(second.SessionID, tokens.SessionID)
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
-		revoked, err := revokedAmong(t.Context(), env.Service.db, []uuid.UUID{first.ID})
-		if err != nil || !revoked[first.ID] {
-			t.Errorf("it may still begin: %v", err)
+		err = env.transact(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			return env.recordBegun(ctx, tx, begun{first.ID, caller.User.ID, 0, time.Now()})
+		})
+		if !errors.Is(err, errConcurrentChange) {
+			t.Errorf("it began after its end: %v", err)
 		}
 
 		// Much later, it takes no place.
