@@ -166,7 +166,7 @@ func Open(ctx context.Context, cfg Config, o Options) (Client, error) {
 	defer cancel()
 	problem := t.try(ctx, client)
 	// Options of the URL may bound a command of a request. The start of a process has more time.
-	for begun := time.Now(); problem != nil && timedOut(problem) && time.Since(begun) < timeout; {
+	for begun := time.Now(); problem != nil && timedOut(problem) && ctx.Err() == nil && time.Since(begun) < timeout; {
 		problem = t.try(ctx, client)
 	}
 	if problem != nil {

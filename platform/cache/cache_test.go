@@ -331,6 +331,29 @@ func TestADeadlineEndsACommandToASilentServer(t *testing.T) {
 	}
 }
 
+// A start whose time is over does not go on asking, which can only fail.
+func TestAStartEndsWithItsTime(t *testing.T) {
+	t.Parallel()
+	over, cancel := context.WithDeadline(t.Context(), time.Now())
+	defer cancel()
+	ctx := &watched{Context: over}
+	_, err := cache.Open(ctx, cache.Config{URL: "redis://127.0.0.1:1"}, cache.Options{})
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.looks.Load() > 100 {
+		t.Errorf("looked at %d times: %v", ctx.looks.Load(), err)
+	}
+}
+
+// watched counts how often it is asked for a value, as each command does.
+type watched struct {
+	context.Context
+	looks atomic.Int64
+}
+
+func (w *watched) Value(key any) any {
+	w.looks.Add(1)
+	return w.Context.Value(key)
+}
+
 // A busy machine may take longer to answer the first command than the URL lets a request wait.
 func TestAStartWaitsLongerThanACommand(t *testing.T) {
 	t.Parallel()
