@@ -709,7 +709,7 @@ func newParkedDiscard(g *global) *cobra.Command {
 		Use:   "discard KEY",
 		Short: "Give a refused event up and send the later ones of its key",
 		Long: `Give a refused event up and send the later ones of its key. Consumers see a gap in the key's
-sequence. outbox replay can still send the event until its retention is over.
+sequence. outbox replay can still send the event until its retention is over, but no mail.
 
 The argument is a key and not an event, because only one event of a key can be given up: the first,
 which outbox parked list names under REFUSED. Nobody has refused the later ones yet, and they may
@@ -719,7 +719,8 @@ In a script give --event as well: run twice, it then gives up no second event.`,
 		Args:    oneArgument,
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
 			if !yes {
-				return misuse{errors.New("consumers will never see the event: say --yes if you mean it")}
+				return misuse{fmt.Errorf("the target %s will never get the event: say --yes if you mean it",
+					target.name)}
 			}
 			if cmd.Flags().Changed("event") && event < 1 { // 0 would mean whichever is refused
 				return misuse{errors.New("--event is the id of an event, which is 1 or more")}

@@ -240,7 +240,7 @@ func (g *global) onWebhook(do func(ctx context.Context, a *app, s outbox.Subscri
 			return err
 		}
 		if s.Kind != outbox.KindWebhook {
-			return fmt.Errorf("the target %s is not a webhook", name)
+			return fmt.Errorf("the target %s is not a webhook; to send a mail, use: authctl mail test", name)
 		}
 		return do(ctx, a, s)
 	})

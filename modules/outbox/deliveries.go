@@ -18,7 +18,7 @@ type DeliveryState struct {
 	HeldKeys     int64         `json:"held_keys"`     // whose first event is tried again
 	ParkedKeys   int64         `json:"parked_keys"`
 	ParkedEvents int64         `json:"parked_events"`        // that wait with them
-	LastError    string        `json:"last_error,omitempty"` // of the key that has been held longest
+	LastError    string        `json:"last_error,omitempty"` // of a key that is tried again, the first such; else of a parked one
 	Deliverers   int           `json:"deliverers"`           // that live and deliver to targets of its kind
 }
 
@@ -90,7 +90,7 @@ func (t *DeliveryState) count(ctx context.Context, db *database.DB) error {
 	t.OldestAge = time.Duration(max(0, age, failing)) * time.Millisecond
 	if t.HeldKeys+t.ParkedKeys > 0 {
 		err := db.QueryRowContext(ctx, `SELECT error FROM outbox_held_key WHERE target = ? AND since_ms IS NOT NULL
-			ORDER BY since_ms LIMIT 1`, t.ID).Scan(&t.LastError)
+			ORDER BY parked_ms IS NOT NULL, since_ms LIMIT 1`, t.ID).Scan(&t.LastError)
 		if err != nil && !database.IsNotFound(err) {
 			return err
 		}

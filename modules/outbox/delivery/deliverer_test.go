@@ -407,6 +407,32 @@ func TestManyKeysAreUnderWayAtOnceAndOneEventOfEach(t *testing.T) {
 	})
 }
 
+// Why an older key is parked says nothing about those that are tried again.
+func TestTheErrorOfATargetIsOfAKeyThatIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook")
+		s := newReceivers()
+		s.answer = func(_ context.Context, _ string, r outbox.Record, _ delivery.Attempt) error {
+			if r.Key == "bad" {
+				return &delivery.Refused{Err: errors.New("too large")}
+			}
+			return errors.New("not now")
+		}
+		outboxtest.AddKeys(t, db, "bad")
+		start(t, db, s, quick)
+		testenv.Eventually(t, "the bad key is parked", func() bool { return state(t, db, "hook").ParkedKeys == 1 })
+		if st := state(t, db, "hook"); !strings.Contains(st.LastError, "too large") {
+			t.Errorf("with a parked key: %+v", st)
+		}
+		outboxtest.AddKeys(t, db, "late")
+		testenv.Eventually(t, "the late key is tried again", func() bool { return state(t, db, "hook").HeldKeys == 1 })
+		if st := state(t, db, "hook"); st.LastError != "not now" {
+			t.Errorf("with a key that is tried again: %+v", st)
+		}
+	})
+}
+
 func TestARefusedEventParksItsKey(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
