@@ -139,7 +139,8 @@ func (g *global) migrateDown(ctx context.Context, a *app, sure *consent, force b
 	if err != nil { // done twice, it would undo what was migrated before as well
 		return maybeDone(inUse(err), "look at authctl migrate status before you run it again")
 	}
-	return g.printMigrated(a, "undone", "there is nothing to undo", list)
+	return g.printMigrated(a, "undone", "there is nothing to undo: authctl has no tables in "+
+		a.Database.Describe(a.App.DataDir), list)
 }
 
 // losses lists what a rollback destroys.
