@@ -788,6 +788,10 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 	for _, p := range problems {
 		list = append(list, doubtful(p.Found, p.Advice))
 	}
+	if _, err := cache.Layout(ctx, client); errors.Is(err, cache.ErrMoved) {
+		problem := cache.Describe(err)
+		list = append(list, doubtful(problem.Found, problem.Advice))
+	}
 	if len(list) == 0 {
 		list = append(list, fine("%s answers, takes writes and keeps its data", d.Redis.Describe()))
 	}

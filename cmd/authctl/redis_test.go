@@ -245,10 +245,14 @@ func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
 	cluster, watched := cachetest.StartCluster(t), cachetest.StartWatched(t)
 	for _, tc := range []struct {
 		name, url string
+		trouble   func() (end func()) // that doctor names
+		want      string
 		fail      func()
 	}{
-		{"cluster", cluster.URL(), cluster.Primaries[0].Kill},
-		{"Sentinel", watched.URL(), watched.Primary.Kill},
+		{"cluster", cluster.URL(), func() (end func()) {
+			return cluster.Move(0, cluster.Primaries[0], cluster.Primaries[1])
+		}, ": a slot is being moved.* — .*redis-cli --cluster fix", cluster.Primaries[0].Kill},
+		{"Sentinel", watched.URL(), func() (end func()) { return func() {} }, "", watched.Primary.Kill},
 	} {
 		t.Setenv("REDIS_URL", tc.url)
 		a, _ := serveOn(t, "auth.throttle.register_per_minute=100", "auth.refresh_grace=60s") // answers may be lost
@@ -273,6 +277,13 @@ func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
 				t.Errorf("%s: %d of %d sessions are listed", tc.name, n, len(tokens))
 			}
 		}
+		end := tc.trouble()
+		var out bytes.Buffer
+		if code := run(t.Context(), []string{"doctor"}, nil, &out, io.Discard); code != exitDone ||
+			!regexp.MustCompile(tc.want).MatchString(out.String()) {
+			t.Errorf("%s: doctor does not say %q, exit %d: %s", tc.name, tc.want, code, &out)
+		}
+		end()
 		tc.fail()
 		for i, token := range tokens[:11] {
 			if !poll(func() bool {

@@ -215,7 +215,9 @@ func Layout(ctx context.Context, client Client) (string, error) {
 			}
 			for _, slots := range fields[8:] {
 				if strings.HasPrefix(slots, "[") { // one that is being moved
-					return "", ErrMoved
+					return "", &Problem{Err: ErrMoved,
+						Found:  server.named("a slot is being moved: its users get 503, no command finds all sessions"),
+						Advice: "wait until that is over; after an interrupted move, use redis-cli --cluster fix"}
 				}
 			}
 			fmt.Fprintf(&layout, " %s %s %s", fields[0], fields[2], strings.Join(fields[8:], " "))
