@@ -102,6 +102,9 @@ func TestNobodyHurriesForASecondAfterOneInAHurryIsRefused(t *testing.T) {
 	if w.clock.advance(time.Second); !l.MayHurry() {
 		t.Error("nobody may hurry after a second")
 	}
+	if w.clock.advance(-time.Hour); !l.MayHurry() {
+		t.Error("nobody may hurry until a clock that was set back has caught up")
+	}
 	if newWorld(t).node(defaults(t)).MayHurry() {
 		t.Error("somebody may hurry where it saves nothing")
 	}

@@ -187,7 +187,8 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 // all others, so none may for a second after one in a hurry was refused.
 func (l *Limiter) MayHurry() bool {
 	_, singly := l.shared.(*shared)
-	return singly && l.now().UnixMilli()-l.tooLate.Load() >= 1000
+	since := l.now().UnixMilli() - l.tooLate.Load()
+	return singly && (since < 0 || since >= 1000) // less than none: the clock was set back
 }
 
 // Trusts reports whether an attempt that was let through is what it was let through as. A
