@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/delivery"
@@ -235,6 +237,26 @@ func TestAPauseThatATargetAsksForParksNothing(t *testing.T) {
 			func() bool { st := state(t, db, "hook"); return st.HeldKeys+st.ParkedKeys == 1 })
 		if st := state(t, db, "hook"); st.ParkedKeys != 0 {
 			t.Errorf("it is parked after one attempt: %s", st.LastError)
+		}
+	})
+}
+
+// The attempt after which a key is parked is not said to be made again.
+func TestTheLastAttemptIsNotSaidToBeMadeAgain(t *testing.T) {
+	t.Parallel()
+	onHook(t, func(t *testing.T, db *database.DB, _ outbox.Subscription, s *receivers) {
+		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error { return errors.New("away") }
+		outboxtest.AddKeys(t, db, "a")
+		write(t, db, `INSERT INTO outbox_held_key (target, key, shard, event, attempts, since_ms, next_ms, error)
+			SELECT target, key, shard, id, 1, `+inHours(-1)+`, 0, 'away' FROM outbox_delivery`)
+		write(t, db, `UPDATE outbox_delivery SET held = true`)
+		cfg := quick
+		cfg.RetryFor = time.Minute
+		logged, logs := observer.New(zap.WarnLevel)
+		start(t, db, s, cfg, func(o *delivery.Options) { o.Log = zap.New(logged) })
+		testenv.Eventually(t, "it is parked", func() bool { return logs.FilterMessage("deliverer_keys_parked").Len() > 0 })
+		if lines := logs.FilterMessage("delivery_failed").All(); len(lines) > 0 {
+			t.Errorf("it is said to be tried again: %v", lines)
 		}
 	})
 }

@@ -715,6 +715,16 @@ func (w *worker) next(r result) {
 func (w *worker) report(results []result, out outcome) {
 	s := w.subscription()
 	now := w.d.databaseNow()
+	parked := map[*flight]bool{}
+	for _, h := range out.holds {
+		if h.park && h.saved {
+			if w.parked.keys == 0 {
+				w.parked.example = h
+			}
+			w.parked.keys++
+			parked[h.flight] = true
+		}
+	}
 	for _, r := range results {
 		switch {
 		case r.err == nil:
@@ -733,7 +743,7 @@ func (w *worker) report(results []result, out outcome) {
 			}
 			w.d.met.failed.WithLabelValues(s.Name, kind).Inc()
 			w.missed++
-			if is[*Refused](r.err) || is[*Gone](r.err) { // that its key is parked, or its target paused, is told below
+			if parked[r.flight] || is[*Gone](r.err) { // that its key is parked, or its target paused, is told below
 				continue
 			}
 			w.untold++
@@ -743,14 +753,6 @@ func (w *worker) report(results []result, out outcome) {
 					zap.String("hint", "it is tried again, and the later events of its key wait"))
 				w.toldAt, w.untold = w.d.now(), 0
 			}
-		}
-	}
-	for _, h := range out.holds {
-		if h.park && h.saved {
-			if w.parked.keys == 0 {
-				w.parked.example = h
-			}
-			w.parked.keys++
 		}
 	}
 	w.tellParked(false)
