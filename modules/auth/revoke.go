@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -183,15 +184,27 @@ func (s *Service) revokeLost(ctx context.Context, f SessionFilter) (int, error) 
 
 // RecordsLostError says that the session store has lost records of sessions that a filter may select.
 type RecordsLostError struct {
-	Since time.Time // the sessions began before
-	Until time.Time // an access token of them can live until then
+	Since time.Time   // the sessions began before
+	Until time.Time   // an access token of them can live until then
+	IDs   []uuid.UUID // of the sessions, or more than mostLostNamed
 }
 
+// mostLostNamed is how many lost sessions are told one by one: those of a fail-over, and not of a Redis that was
+// emptied.
+const mostLostNamed = 50
+
 func (e *RecordsLostError) Error() string {
+	remedy := "To end them too, end every session of the user, or of everybody"
+	if len(e.IDs) <= mostLostNamed {
+		var ids []string
+		for _, id := range e.IDs {
+			ids = append(ids, id.String())
+		}
+		remedy = "They can no longer be refreshed. To end them too, end each by its id: " + strings.Join(ids, " ")
+	}
 	return fmt.Sprintf("the session store has lost records of sessions that began before %s, which may be among "+
-		"those to end; their access tokens can live until %s. To end them too, end every session of the user, or of "+
-		"everybody",
-		e.Since.UTC().Format(time.RFC3339), e.Until.UTC().Format(time.RFC3339))
+		"those to end; their access tokens can live until %s. %s",
+		e.Since.UTC().Format(time.RFC3339), e.Until.UTC().Format(time.RFC3339), remedy)
 }
 
 // checkMemory returns a [RecordsLostError] when the store has lost sessions that the filter may
@@ -217,8 +230,14 @@ func (s *Service) checkMemory(ctx context.Context, f SessionFilter) error {
 	}
 	for after := uuid.Nil; ; {
 		list, err := begunBetween(ctx, s.db, from, to, after, foundBatch)
-		if err != nil || len(list) == 0 {
+		if err != nil {
 			return err
+		}
+		if len(list) == 0 && len(lost.IDs) == 0 {
+			return nil
+		}
+		if len(list) == 0 || len(lost.IDs) > mostLostNamed {
+			return lost
 		}
 		after = list[len(list)-1].sid
 		refs, err := s.liveRefs(ctx, list, f)
@@ -229,8 +248,8 @@ func (s *Service) checkMemory(ctx context.Context, f SessionFilter) error {
 		if err != nil {
 			return err
 		}
-		if len(missing) > 0 {
-			return lost
+		for _, ref := range missing {
+			lost.IDs = append(lost.IDs, ref.ID)
 		}
 	}
 }

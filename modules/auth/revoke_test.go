@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -206,10 +207,15 @@ func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
 			}
 		}
 		done, err := env.RevokeSessions(t.Context(), here)
-		if _, ok := errors.AsType[*RecordsLostError](err); !ok || done.Sessions != 1 {
-			t.Errorf("chosen by the address: %+v, %v", done, err)
+		e, ok := errors.AsType[*RecordsLostError](err)
+		if !ok || done.Sessions != 1 {
+			t.Fatalf("chosen by the address: %+v, %v", done, err)
 		}
 		env.over(t, known)
+		if want := []uuid.UUID{kept.SessionID, named.SessionID, lost.SessionID}; !slices.Equal(e.IDs, want) ||
+			!strings.HasSuffix(err.Error(), "by its id: "+strings.Trim(fmt.Sprint(want), "[]")) {
+			t.Errorf("the lost sessions are %v, not %v: %v", e.IDs, want, err)
+		}
 
 		if done, err = env.RevokeSessions(t.Context(),
 			SessionFilter{ID: uuid.NullUUID{UUID: named.SessionID, Valid: true}}); err != nil ||
@@ -225,7 +231,19 @@ func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
 		}
 		env.over(t, lost)
 		env.over(t, kept)
+		if done, err = env.RevokeSessions(t.Context(), elsewhere); err != nil || done.Sessions != 0 {
+			t.Errorf("when the lost ones have ended: %+v, %v", done, err)
+		}
 	})
+}
+
+// After a Redis was emptied nobody wants to read, or end one by one, what was lost.
+func TestManyLostSessionsAreNotNamed(t *testing.T) {
+	t.Parallel()
+	err := &RecordsLostError{IDs: make([]uuid.UUID, mostLostNamed+1)}
+	if text := err.Error(); strings.Contains(text, uuid.Nil.String()) || !strings.Contains(text, "or of everybody") {
+		t.Error(text)
+	}
 }
 
 // A session whose record is lost still has access tokens. Its owner can end it from another
