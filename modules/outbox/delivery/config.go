@@ -29,7 +29,8 @@ const (
 	sweepEvery = time.Minute
 	voidEvery  = time.Minute
 
-	keysAtOnce = 5000 // whose times change together, while deliveries wait
+	// The times of so many keys change together, while deliveries wait: of fewer after an attempt that failed.
+	keysAtOnce, fewAtOnce = 5000, 500
 
 	// leastJump is how far the database's clock must be from what was expected to count as having jumped. It is
 	// above the longest time that an answer can take.

@@ -110,7 +110,7 @@ func TestParkedKeysComeAgainSomeAtATime(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, want := range []int{1, 0} {
-			if err := d.unparkPointless(t.Context(), server, 1, []int{0}, 0); err != nil {
+			if err := d.unparkPointless(t.Context(), server, 1, []int{0}, 0, keysAtOnce); err != nil {
 				t.Fatal(err)
 			}
 			parked, err := database.Value[int](db.QueryRowContext(t.Context(),
@@ -149,13 +149,28 @@ func TestPausesOfAnOutageEndSomeAtATime(t *testing.T) {
 		w, l := newWorker(d, s), &lease{place: place{s.ID, 0}, epoch: 1}
 		w.assign(s, []*lease{l}, 1)
 		w.recovery = &recovery{at: time.Now()}
-		for _, want := range []int{2*keysAtOnce + 1 - keysAtOnce, keysAtOnce} {
-			testenv.Must(t, w.comeAtOnce())
+		if !db.IsPostgres() { // a slow database: what is too much fails every time
+			_, err = db.Write(t.Context(), `CREATE TABLE changed AS SELECT 0 AS n;
+				CREATE TRIGGER refuse AFTER UPDATE ON outbox_held_key BEGIN UPDATE changed SET n = n + 1;
+				SELECT raise(ABORT, 'too many') FROM changed WHERE n > 1000; END`)
+			testenv.Must(t, err)
+			for tries := 1; w.comeAtOnce() != nil; tries++ {
+				if tries > 20 {
+					t.Fatal("as many are tried again and again")
+				}
+			}
+			_, err = db.ExecContext(t.Context(), `DROP TRIGGER refuse`)
+			testenv.Must(t, err)
+		}
+		for before, rounds := 2*keysAtOnce+1, 1; l.recovery == nil; rounds++ {
+			testenv.Eventually(t, "keys come", func() bool { return w.comeAtOnce() == nil })
 			wait, err := database.Value[int](db.QueryRowContext(t.Context(),
 				"SELECT count(*) FROM outbox_held_key WHERE next_ms = 9000000000000"))
-			if told := l.recovery != nil; err != nil || wait != want || told != (want == keysAtOnce) {
-				t.Errorf("%d keys wait, %v, want %d; done: %v", wait, err, want, told)
+			done := l.recovery != nil
+			if err != nil || before-wait > keysAtOnce || done != (wait == keysAtOnce && rounds > 1) {
+				t.Fatalf("%d keys wait, after %d, %v; done: %v", wait, before, err, done)
 			}
+			before = wait
 		}
 	})
 }

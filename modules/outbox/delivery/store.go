@@ -125,12 +125,12 @@ const unpark = `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_m
 // unparkPointless lets keys come again that were parked so long ago that their events are pointless: the sink drops
 // them. It takes some at a time, the oldest first, since deliveries wait meanwhile; others follow a minute later.
 func (d *Deliverer) unparkPointless(ctx context.Context, server string, target int, shards []int,
-	life time.Duration) error {
+	life time.Duration, atOnce int) error {
 	now := d.databaseNow()
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
 		_, err := tx.ExecContext(ctx, unpark+`(SELECT key FROM outbox_held_key
 			WHERE target = ?1 AND shard IN (?4) AND parked_ms < ?2 ORDER BY parked_ms LIMIT ?5)`,
-			target, now-life.Milliseconds(), now, database.List(shards), keysAtOnce)
+			target, now-life.Milliseconds(), now, database.List(shards), atOnce)
 		return err
 	})
 	if err != nil {
@@ -424,9 +424,8 @@ func recordDone(ctx context.Context, tx database.Tx, out *outcome, owned map[*le
 // deliveries wait meanwhile. more says that there may be others. It does not end the pauses of keys that failed before
 // the target last took an event: they failed while others did not, so the next attempt would fail too. Nor does it end
 // a pause that the target asked for.
-func (d *Deliverer) endPauses(ctx context.Context, tx database.Tx, target int, shards []int, outage recovery) (
-	more bool, err error,
-) {
+func (d *Deliverer) endPauses(ctx context.Context, tx database.Tx, target int, shards []int, outage recovery,
+	atOnce int) (more bool, err error) {
 	if len(shards) == 0 {
 		return false, nil
 	}
@@ -437,12 +436,12 @@ func (d *Deliverer) endPauses(ctx context.Context, tx database.Tx, target int, s
 		WHERE target = ?2 AND key IN (SELECT key FROM outbox_held_key WHERE target = ?2 AND shard IN (?3)
 			AND parked_ms IS NULL AND next_ms > ?1 AND next_ms > coalesce(asked_ms, 0) AND since_ms BETWEEN ?4 AND ?5
 			LIMIT ?6)`,
-		d.databaseNow(), target, database.List(shards), outage.beforeMS, d.databaseAt(outage.at), keysAtOnce)
+		d.databaseNow(), target, database.List(shards), outage.beforeMS, d.databaseAt(outage.at), atOnce)
 	if err != nil {
 		return false, fmt.Errorf("end the pauses of an outage: %w", err)
 	}
 	n, err := res.RowsAffected()
-	return n == keysAtOnce, err
+	return n == int64(atOnce), err
 }
 
 // recordHold holds the key of an attempt that failed, and parks it if the event was refused or has failed for long

@@ -45,6 +45,7 @@ type worker struct {
 	aheadOn  string
 	dueAt    time.Time // when to look for keys whose time has come
 	voidAt   time.Time // … and for those whose time cannot be right
+	atOnce   int       // how many of them come again together
 	unsaved  []result  // not written to the database yet
 	saveBy   time.Time // when a stopping worker gives up writing them; zero: attempts are under way
 	missed   int       // consecutive attempts that failed
@@ -117,7 +118,7 @@ const maxAhead = 128
 func newWorker(d *Deliverer, s outbox.Subscription) *worker {
 	w := &worker{
 		d: d, target: s, poked: make(chan struct{}, 1), results: make(chan result, maxOfTarget),
-		ready: map[string]*queue{}, flying: map[string]*flight{}, depth: minDepth, began: d.now(),
+		ready: map[string]*queue{}, flying: map[string]*flight{}, depth: minDepth, atOnce: keysAtOnce, began: d.now(),
 	}
 	w.ended, w.quit = context.WithCancel(d.stop)
 	return w
@@ -252,10 +253,10 @@ func (w *worker) comeAtOnce() error {
 	more := false
 	err := whereOwned(ctx, w.d, w.subscription().ID, shards,
 		func(ctx context.Context, tx database.Tx, target int, shards []int) (err error) {
-			more, err = w.d.endPauses(ctx, tx, target, shards, *w.recovery)
+			more, err = w.d.endPauses(ctx, tx, target, shards, *w.recovery, w.atOnce)
 			return err
 		})
-	if err != nil {
+	if w.adapt(err); err != nil {
 		return err
 	}
 	w.dueAt = time.Time{}
@@ -267,6 +268,16 @@ func (w *worker) comeAtOnce() error {
 		l.recovery = w.recovery
 	}
 	return nil
+}
+
+// adapt follows what the database can do in the time that it has. With a fixed number a slow one would begin with the
+// same keys for ever, and nothing would be delivered.
+func (w *worker) adapt(err error) {
+	if err != nil {
+		w.atOnce = max(w.atOnce/2, fewAtOnce)
+	} else {
+		w.atOnce = min(w.atOnce+fewAtOnce, keysAtOnce)
+	}
 }
 
 // lateToSave reports whether a stopping worker has tried for long enough to save its results. The time
@@ -339,12 +350,13 @@ func (w *worker) begin(busy *bool) error {
 		if err := w.d.voidPauses(ctx, server, s.ID, shards); err != nil {
 			return err
 		}
+		w.voidAt = now.Add(voidEvery)
 		if p, ok := w.d.sinks[s.Kind].(Patient); ok {
-			if err := w.d.unparkPointless(ctx, server, s.ID, shards, p.Life()); err != nil {
-				return err
+			err := w.d.unparkPointless(ctx, server, s.ID, shards, p.Life(), w.atOnce)
+			if w.adapt(err); err != nil {
+				return err // events are delivered before it is tried again
 			}
 		}
-		w.voidAt = now.Add(voidEvery)
 	}
 	var chosen []*flight
 	if free := min(limit/2-w.retrying, limit-len(w.flying)); free > 0 && !w.d.now().Before(w.dueAt) {
