@@ -240,8 +240,7 @@ func writeEvents() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	err := func() error {
-		db, err := database.Open(ctx, database.Config{URL: config.Secret(os.Getenv("DATABASE_URL"))},
-			database.Options{AppName: "authctl-test"})
+		db, err := dbtest.Connect(ctx, os.Getenv("DATABASE_URL"), 0)
 		if err != nil {
 			return err
 		}

@@ -106,7 +106,7 @@ var arrows = map[string][]string{
 	"platform/archtest":                         {},
 	"platform/httpserver/httpservertest":        {"platform/httpserver"},
 	"platform/openapi/openapitest":              {},
-	"platform/cache/cachetest":                  {"platform/cache", "platform/config"},
+	"platform/cache/cachetest":                  {"platform/cache", "platform/config", "platform/retry"},
 	"platform/database/dbtest": {"migrations", "platform/config", "platform/database",
 		"platform/retry"},
 	"platform/testenv":             {"platform/engines"},

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/engines"
@@ -64,12 +63,7 @@ func TestTryWriteFindsALockOfSQLiteThatNobodyUses(t *testing.T) {
 
 func TestTryWriteFindsAServerThatTakesNoWrites(t *testing.T) {
 	t.Parallel()
-	db, err := database.Open(t.Context(), database.Config{URL: config.Secret(dbtest.PostgresURL(t)), MaxConns: 1},
-		database.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
+	db := dbtest.OpenLimited(t, dbtest.PostgresURL(t), 1)
 	// What an old connection sees of a primary that has become a standby, also where it may write no temporary file.
 	for _, limit := range []string{"-1", "0"} {
 		for _, readOnly := range []string{"off", "on"} {

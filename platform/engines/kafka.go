@@ -94,14 +94,17 @@ func (k *Kafka) Signal(id int, sig syscall.Signal) error {
 	if err := syscall.Kill(pid, sig); err != nil {
 		return err
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for ; sig == syscall.SIGKILL && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	deadline := time.Now().Add(3 * time.Minute) // a busy disk may stall
+	for ; sig == syscall.SIGKILL; time.Sleep(10 * time.Millisecond) {
 		if err := syscall.Kill(pid, 0); err != nil {
 			return nil
 		}
 		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil &&
 			strings.Contains(string(stat), ") Z ") {
 			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("broker %d was killed and does not end", id)
 		}
 	}
 	return nil

@@ -24,7 +24,6 @@ import (
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
-	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -83,8 +82,7 @@ func (j job) start(t testing.TB) *outboxtest.Process {
 func (j job) do() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	db, err := database.Open(ctx, database.Config{URL: config.Secret(j.Database)},
-		database.Options{AppName: "authctl-test"})
+	db, err := dbtest.Connect(ctx, j.Database, 0)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ import (
 
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/retry"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -38,16 +39,22 @@ func Shared(t testing.TB) *redis.Client { t.Helper(); return Open(t, testenv.Red
 // Open returns a client of the one Redis server at a URL, closed when the test ends.
 func Open(t testing.TB, url string) *redis.Client { t.Helper(); return OpenAny(t, url).(*redis.Client) }
 
-// OpenAny returns a client of what a URL names, closed when the test ends.
+// OpenAny returns a client of what a URL names, closed when the test ends. It retries for a while: on a busy machine a
+// server may answer too late.
 func OpenAny(t testing.TB, url string) cache.Client {
 	t.Helper()
-	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url)},
-		cache.Options{AppName: "authctl-test"})
-	if err != nil {
-		t.Fatalf("open the test's Redis: %v", err)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
+	defer cancel()
+	for {
+		client, err := cache.Open(ctx, cache.Config{URL: config.Secret(url)}, cache.Options{AppName: "authctl-test"})
+		if err == nil {
+			t.Cleanup(func() { _ = client.Close() })
+			return client
+		}
+		if !cache.IsUnavailable(err) || !retry.Sleep(ctx, 100*time.Millisecond) {
+			t.Fatalf("open the test's Redis: %v", err)
+		}
 	}
-	t.Cleanup(func() { _ = client.Close() })
-	return client
 }
 
 // Server is a redis-server process of one test.

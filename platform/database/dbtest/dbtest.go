@@ -53,7 +53,7 @@ var migratedSQLite = sync.OnceValues(func() ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "test.db")
-	db, err := open("sqlite:"+file, 0)
+	db, err := Connect(context.Background(), "sqlite:"+file, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +159,7 @@ func AsReader(t testing.TB, dsn, table string) string {
 	name := "reader_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	run := func(statements ...string) { // and be gone
 		t.Helper()
-		db, err := open(dsn, 1)
+		db, err := Connect(context.Background(), dsn, 1)
 		if err != nil {
 			t.Fatalf("open the test database: %v", err)
 		}
@@ -224,7 +224,7 @@ func Open(t testing.TB, dsn string) *database.DB {
 // OpenLimited is [Open] with a maximum number of connections.
 func OpenLimited(t testing.TB, dsn string, conns int) *database.DB {
 	t.Helper()
-	db, err := open(dsn, conns)
+	db, err := Connect(context.Background(), dsn, conns)
 	if err != nil {
 		t.Fatalf("open the test database: %v", err)
 	}
@@ -232,9 +232,10 @@ func OpenLimited(t testing.TB, dsn string, conns int) *database.DB {
 	return db
 }
 
-// open retries for a while: on a busy machine a server may drop a connection before it is open.
-func open(dsn string, conns int) (db *database.DB, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
+// Connect is [OpenLimited] for a process of a test. It retries for a while: on a busy machine a server may drop a
+// connection before it is open, or open it too late.
+func Connect(ctx context.Context, dsn string, conns int) (db *database.DB, err error) {
+	ctx, cancel := context.WithTimeout(ctx, testenv.Patience)
 	defer cancel()
 	for {
 		db, err = database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: conns},
@@ -260,7 +261,7 @@ func makeTemplate(server string) (string, error) {
 		return "", err
 	}
 	name := "authctl_template_" + print
-	admin, err := open(server, 0)
+	admin, err := Connect(context.Background(), server, 0)
 	if err != nil {
 		return "", err
 	}
@@ -292,7 +293,7 @@ func makeTemplate(server string) (string, error) {
 	if _, err := conn.ExecContext(ctx, "CREATE DATABASE "+building); err != nil {
 		return "", err
 	}
-	db, err := open(withDatabase(server, building), 0)
+	db, err := Connect(ctx, withDatabase(server, building), 0)
 	if err != nil {
 		return "", err
 	}
