@@ -24,7 +24,6 @@ import (
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
-	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -101,8 +100,7 @@ func (j job) start(t testing.TB) *outboxtest.Process {
 func (j job) do() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	db, err := database.Open(ctx, database.Config{URL: config.Secret(j.Database)},
-		database.Options{AppName: "authctl-test"})
+	db, err := dbtest.Connect(ctx, j.Database, 0)
 	if err != nil {
 		return err
 	}
@@ -276,7 +274,7 @@ func stopPastLease(t *testing.T, defect bool) outboxtest.Report {
 		Config: relay.Config{Lease: time.Second, BatchEvents: 40}, StopAt: 60, NoCheck: defect}
 	first := j.start(t)
 	testenv.Eventually(t, "the first relay to stop", first.Stopped)
-	j.StopAt, j.NoCheck = 0, false
+	j.StopAt, j.NoCheck, j.Config.Lease = 0, false, calm.Lease
 	j.start(t)
 	drained(t, db)
 	first.Signal(t, syscall.SIGCONT)
@@ -301,11 +299,13 @@ func TestAnotherRelayTakesOver(t *testing.T) {
 	url := dbtest.PostgresURL(t)
 	db := dbtest.Open(t, url)
 	j := job{Database: url, File: filepath.Join(dir, "events.ndjson")}
+	goes, stays := j, j
+	stays.Config = calm
 	if campaign() < time.Minute {
-		j.Config.Lease = time.Second
+		goes.Config.Lease = time.Second
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		first, second := j.start(t), j.start(t)
+		first, second := goes.start(t), stays.start(t)
 		testenv.Eventually(t, "two fair shares", func() bool {
 			st, err := outbox.Status(t.Context(), db)
 			return err == nil && len(st.Relays) == 2 && st.Relays[0].Shards == 48 && st.Relays[1].Shards == 48
@@ -337,8 +337,8 @@ func TestOrderSurvivesALockedTable(t *testing.T) {
 	url := dbtest.PostgresURL(t)
 	db := dbtest.Open(t, url)
 	s, path := file(t)
-	startRelay(t, db, s, relay.Config{}, relay.Options{})
-	startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
+	startRelay(t, db, s, calm, relay.Options{})
+	startRelay(t, db, fileAt(t, path), calm, relay.Options{})
 	log := lockingTable(t, url, campaign())
 	drained(t, db)
 	checkFile(t, log, path, 0)
@@ -359,23 +359,18 @@ func lockingTable(t *testing.T, url string, long time.Duration) *outboxtest.Log 
 		w.Prefix = fmt.Sprint("of-", w.Keys, "-")
 		all.Go(func() { w.Run(ctx) })
 	}
-	for end, locks := time.Now().Add(long), 0; time.Now().Before(end) || locks == 0; locks++ {
+	for until, locks := time.Now().Add(long), 0; time.Now().Before(until) || locks == 0; locks++ {
 		before := log.Committed()
 		testenv.Eventually(t, "writers to go on", func() bool { return log.Committed() > before+100 })
-		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
-			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_event IN SHARE MODE`); err != nil {
-				return err
-			}
-			testenv.Eventually(t, "the watermarks to reach the last id", func() bool {
-				st, err := outbox.Status(ctx, db)
-				return err == nil &&
-					!slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Watermark < st.LastID })
-			})
-			return nil
+		tx, end := dbtest.Begin(t, db)
+		_, err := tx.ExecContext(t.Context(), `LOCK TABLE outbox_event IN SHARE MODE`)
+		testenv.Must(t, err)
+		testenv.Eventually(t, "the watermarks to reach the last id", func() bool {
+			st, err := outbox.Status(t.Context(), db)
+			return err == nil &&
+				!slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Watermark < st.LastID })
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(t, end(true))
 	}
 	return log
 }
@@ -393,7 +388,7 @@ func TestRelayFollowsALeaderThatMoves(t *testing.T) {
 		t.Fatalf("made %+v", st)
 	}
 	db := dbtest.Postgres(t)
-	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
+	startRelay(t, db, kafka(t, cfg), calm, relay.Options{})
 	log := writing(t, db, func(log *outboxtest.Log) {
 		for id := 1; id <= kills; id++ {
 			before := log.Committed()
@@ -429,7 +424,7 @@ func TestRelayRepeatsNothingWhenAnswersAreLost(t *testing.T) {
 	}
 	defer k.Close()
 	db := dbtest.Postgres(t)
-	startRelay(t, db, k, relay.Config{}, relay.Options{})
+	startRelay(t, db, k, calm, relay.Options{})
 	log := writing(t, db, func(*outboxtest.Log) {
 		for end := time.Now().Add(campaign()); time.Now().Before(end); {
 			time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
@@ -463,7 +458,7 @@ func TestRelayWaitsForABrokerThatWasKilled(t *testing.T) {
 	cfg := sink.KafkaConfig{Brokers: cluster.Brokers, Topic: "events", Partitions: 4, RequestTimeout: 2 * time.Second}
 	ensure(t, cfg)
 	db := dbtest.Postgres(t)
-	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
+	startRelay(t, db, kafka(t, cfg), calm, relay.Options{})
 	log := writing(t, db, func(log *outboxtest.Log) {
 		for range max(1, int(campaign()/(20*time.Second))) {
 			before := log.Committed()

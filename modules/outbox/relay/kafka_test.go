@@ -98,7 +98,7 @@ func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
 	outboxtest.Add(t, db, outboxtest.Event("big"), large, outboxtest.Event("big"))
 	w.Limit = 600
 	w.Run(t.Context())
-	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
+	startRelay(t, db, kafka(t, cfg), calm, relay.Options{})
 	drained(t, db)
 	keys, err := outbox.Parked(t.Context(), db)
 	if err != nil || len(keys) != 1 || keys[0].Key != "big" || keys[0].Events != 2 {
@@ -246,7 +246,6 @@ func TestRelayKeepsEveryPromiseToKafka(t *testing.T) {
 	t.Cleanup(waker.Close)
 	log := &outboxtest.Log{}
 	w := outboxtest.Workload{DB: db, Log: log, Writers: 8, Keys: 50, Limit: 4000, Wake: waker.Wake}
-	calm := relay.Config{Lease: 30 * time.Second} // a lease that a busy machine does not renew in time brings duplicates
 	stopFirst := startRelay(t, db, kafka(t, cfg), calm, relay.Options{Waker: waker, Name: "first"})
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Run(t.Context()) })
