@@ -6,12 +6,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/toppira/authctl/modules/contact/mail"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/webhook"
 	"github.com/toppira/authctl/platform/database"
 )
 
-// reachTimeout is how long doctor tries to connect to a webhook: less than the check may take.
+// reachTimeout is how long doctor tries to connect to a webhook or the mail server: less than the check may take.
 const reachTimeout = checkTimeout - time.Second
 
 // targets says what keeps webhooks and mail from getting what waits for them.
@@ -40,7 +41,7 @@ func (d *doctor) targets(ctx context.Context) []finding {
 		}
 		list = append(list, d.targetState(t, len(st.Relays) > 0)...)
 	}
-	list = append(list, d.webhooks(ctx, hooks)...)
+	list = append(append(list, d.webhooks(ctx, hooks)...), d.mailServer(ctx)...)
 	if len(list) > 0 {
 		return list
 	}
@@ -78,7 +79,7 @@ func (d *doctor) webhooks(ctx context.Context, hooks []outbox.Subscription) (lis
 	if len(hooks) == 0 {
 		return nil
 	}
-	sends := d.Outbox.Relay == "inline" || d.relays
+	sends := d.sends()
 	seals, err := d.webhookSeals()
 	if err != nil && !sends {
 		return []finding{skipped("the secrets of webhooks cannot be tried without AUTH_TOKEN_SECRET")}
@@ -112,4 +113,25 @@ func (d *doctor) webhooks(ctx context.Context, hooks []outbox.Subscription) (lis
 		}
 	}
 	return list
+}
+
+// sends reports whether a process with these settings sends to targets.
+func (d *doctor) sends() bool { return d.Outbox.Relay == "inline" || d.relays }
+
+// mailServer tries to reach the SMTP server and to sign in.
+func (d *doctor) mailServer(ctx context.Context) []finding {
+	if !d.Mail.Sends() || !d.sends() {
+		return nil
+	}
+	m, err := mail.New(d.Mail, mail.Options{Issuer: d.Auth.Token.Issuer, BaseURL: d.baseURL(), DataDir: d.App.DataDir})
+	if err != nil {
+		return []finding{failing(err.Error(), "correct it: serve and relay do not start with it")}
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	if err := m.Reach(ctx); err != nil {
+		return []finding{doubtful(fmt.Sprintf("the mail server %s cannot be used from here: %v", m.Describe(), err),
+			"mails wait until then; each step is shown by: authctl mail test ADDRESS")}
+	}
+	return nil
 }

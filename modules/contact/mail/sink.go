@@ -286,6 +286,19 @@ func (m *Mailer) compose(id uuid.UUID, to, purpose string, at time.Time, words M
 	return envelope{id: id, from: m.from.Address, to: to, purpose: purpose, at: at, text: text.Bytes()}, nil
 }
 
+// Reach connects to the SMTP server and signs in, and sends nothing. A folder is always reached.
+func (m *Mailer) Reach(ctx context.Context) error {
+	server, ok := m.sender.(*smtpSender)
+	if !ok {
+		return nil
+	}
+	c, err := server.dial(ctx, func(string) {})
+	if err == nil {
+		c.quit()
+	}
+	return err
+}
+
 // Test sends a mail to an address at once, without the outbox, and writes each step to w.
 func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
 	to, err := address(to)

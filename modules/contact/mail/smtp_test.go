@@ -486,6 +486,24 @@ func TestAPasswordIsNotSentWithoutTLS(t *testing.T) {
 	}
 }
 
+func TestTheServerIsReachedWithoutAMail(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t, "--user", "alice", "--password", "secret")
+	for url, want := range map[string]string{
+		"smtp://alice:secret@" + s.address("127.0.0.1"): "",
+		"smtp://alice:wrong@" + s.address("127.0.0.1"):  "AUTH",
+		"smtp://127.0.0.1:1":                            "connect: ",
+	} {
+		m := newMailer(t, Config{URL: config.Secret(url), From: "no-reply@example.com"}, Options{})
+		if err := m.Reach(t.Context()); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	if err := newMailer(t, Config{}, Options{DataDir: t.TempDir()}).Reach(t.Context()); err != nil {
+		t.Errorf("a folder: %v", err)
+	}
+}
+
 func TestATestSaysEachStep(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
