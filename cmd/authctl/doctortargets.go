@@ -127,7 +127,8 @@ func (d *doctor) mailServer(ctx context.Context) []finding {
 	if err != nil {
 		return []finding{failing(err.Error(), "correct it: serve and relay do not start with it")}
 	}
-	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, reachTimeout,
+		fmt.Errorf("it was not ready for a mail within %v", reachTimeout))
 	defer cancel()
 	if err := m.Reach(ctx); err != nil {
 		return []finding{doubtful(fmt.Sprintf("the mail server %s cannot be used from here: %v", m.Describe(), err),
