@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"testing"
@@ -177,6 +178,26 @@ func TestARelayThatWasSuspendedSaysSo(t *testing.T) {
 			t.Errorf("the log has %v", lines)
 		}
 	})
+}
+
+// Who looks for free shards does not wait for a lock, as VACUUM FULL holds it: the leases are to be renewed, and who cannot
+// do that says so.
+func TestALookForFreeShardsWaitsForNoLock(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	o := observe(t, db, Config{Lease: time.Second})
+	err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+		if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_shard`); err != nil {
+			return err
+		}
+		if n, err := o.unowned(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it found %d: %v", n, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // An expired lease is taken at once, as always.

@@ -393,8 +393,11 @@ func (r *Relay) releaseLeases(ctx context.Context) error {
 	return nil
 }
 
-// unowned counts the shards that any relay may take.
+// unowned counts the shards that any relay may take. It takes no longer than until the leases are to be renewed, which
+// tells why the database does not answer.
 func (r *Relay) unowned(ctx context.Context) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease/3)
+	defer cancel()
 	err = r.db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard WHERE owner IS NULL OR until_ms <= `+schema.Now(r.db)).Scan(&n)
 	return n, err
 }
