@@ -40,9 +40,16 @@ func Shared(t testing.TB) *redis.Client { t.Helper(); return Open(t, testenv.Red
 func Open(t testing.TB, url string) *redis.Client { t.Helper(); return OpenAny(t, url).(*redis.Client) }
 
 // OpenAny returns a client of what a URL names, closed when the test ends. It retries for a while: on a busy machine a
-// server may answer too late.
+// server may answer too late. A command may take as long, but of several servers one that is silent must be noticed.
 func OpenAny(t testing.TB, url string) cache.Client {
 	t.Helper()
+	if !strings.Contains(url, "addr=") {
+		separator := "?"
+		if strings.Contains(url, separator) {
+			separator = "&"
+		}
+		url += separator + "read_timeout=" + testenv.Patience.String()
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 	defer cancel()
 	for {
