@@ -89,7 +89,8 @@ func newInstallation(t *testing.T, binary, store string, settings ...string) *in
 }
 
 // installationOn makes an installation on engines of the test's own. The database is SQLite, or has
-// been migrated.
+// been migrated. Unless the settings or options of the URL say otherwise, the servers wait long for what a busy
+// machine does late.
 func installationOn(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *installation {
 	t.Helper()
 	hash := sha256.Sum256([]byte(clientSecret))
@@ -99,6 +100,10 @@ func installationOn(t *testing.T, binary, databaseURL, redisURL string, settings
 		"DATABASE_URL=" + databaseURL, "OUTBOX_RELAY=off",
 		"AUTH_TOKEN_SECRET=" + tokenSecret, "AUTH_CLIENTS=" + clientID + ":" + hex.EncodeToString(hash[:]),
 		"AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_THROTTLE_ENABLED=false", "AUTH_REFRESH_GRACE=60s",
+		"APP_HTTP_REQUEST_TIMEOUT=60s",
+	}
+	if redisURL != "" && !strings.Contains(redisURL, "?") {
+		redisURL += "?" + atLength
 	}
 	if redisURL != "" {
 		env = append(env, "REDIS_URL="+redisURL)
@@ -137,8 +142,21 @@ func (w *installation) command(args ...string) {
 	}
 }
 
+// unanswered recognises the last words of a process whose engines did not answer its start in time. It has done
+// nothing, and is started again, as a supervisor does.
+var unanswered = regexp.MustCompile(`authctl: connect to .*(answer(s|ed) in time|bad connection)`)
+
 // try runs a command with the given standard input.
 func (w *installation) try(stdin string, args ...string) error {
+	for deadline := time.Now().Add(patience); ; {
+		err := w.tryOnce(stdin, args...)
+		if err == nil || !unanswered.MatchString(err.Error()) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+func (w *installation) tryOnce(stdin string, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, w.binary, args...)
@@ -167,9 +185,23 @@ var listening = regexp.MustCompile(`API\s+(http://localhost:\d+)/`)
 // serve starts a server and waits until it listens. It dies with the test.
 func (w *installation) serve(settings ...string) *server {
 	w.t.Helper()
+	for deadline := time.Now().Add(patience); ; {
+		s := w.start(settings...)
+		switch {
+		case s.url != "":
+			return s
+		case !unanswered.MatchString(s.log.String()) || time.Now().After(deadline):
+			w.t.Fatalf("the server did not start:\n%s", s.log.String())
+		}
+	}
+}
+
+// start starts a server and waits until it listens or has ended. Then it has no URL.
+func (w *installation) start(settings ...string) *server {
+	w.t.Helper()
 	s := &server{t: w.t, process: exec.Command(w.binary, "serve"), ended: make(chan struct{})}
 	if w.setting("APP_PORT") == "0" { // when it is killed, nothing else must answer at its port
-		settings = append([]string{"APP_PORT=" + strconv.Itoa(testenv.FreePort(w.t))}, settings...)
+		settings = append(settings[:len(settings):len(settings)], "APP_PORT="+strconv.Itoa(testenv.FreePort(w.t)))
 	}
 	s.process.Dir, s.process.Env = w.t.TempDir(), append(w.env[:len(w.env):len(w.env)], settings...)
 	stderr, err := s.process.StderrPipe()
@@ -199,7 +231,6 @@ func (w *installation) serve(settings ...string) *server {
 	select {
 	case s.url = <-up:
 	case <-s.ended:
-		w.t.Fatalf("the server did not start:\n%s", s.log.String())
 	case <-time.After(patience):
 		w.t.Fatalf("the server does not answer:\n%s", s.log.String())
 	}
@@ -272,8 +303,17 @@ func (a answer) refused() bool {
 }
 
 // call sends one request; a body other than url.Values is sent as JSON. It returns an error if no
-// answer came.
-func (s *server) call(method, path, bearer string, body any) (answer, error) {
+// answer came. It repeats a request that was refused because this machine hashes too slowly.
+func (s *server) call(method, path, bearer string, body any) (a answer, err error) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		a, err = s.callOnce(method, path, bearer, body)
+		if a.Code != "overloaded" || time.Now().After(deadline) {
+			return a, err
+		}
+	}
+}
+
+func (s *server) callOnce(method, path, bearer string, body any) (answer, error) {
 	var content io.Reader
 	kind := ""
 	switch b := body.(type) {
@@ -381,11 +421,18 @@ func (s *server) must(a answer, err error) answer {
 	return a
 }
 
+// strict starts a server without a grace window. It waits long for its engines: a client whose refresh had no answer
+// would be taken for a thief when it sends it again.
+func (w *installation) strict() *server {
+	w.t.Helper()
+	return w.serve(append(patient(w.env), "AUTH_REFRESH_GRACE=0s")...)
+}
+
 // reuse ends the device's session by reuse: it presents a replaced token without a grace window,
 // and returns that token.
 func (w *installation) reuse(s *server, d *device) (replaced string) {
 	w.t.Helper()
-	strict := w.serve("AUTH_REFRESH_GRACE=0s")
+	strict := w.strict()
 	defer strict.kill()
 	replaced = d.refresh
 	for range 2 {

@@ -10,7 +10,7 @@ import (
 
 // expectSame returns an error unless a replaced token gets the same successor again.
 func (s *server) expectSame(token, successor string) error {
-	a, err := s.refresh(token)
+	a, err := s.refreshInTheEnd(token)
 	switch {
 	case err != nil:
 		return err
@@ -26,7 +26,7 @@ func (s *server) expectSame(token, successor string) error {
 
 // expectCode returns an error unless the token is refused with the code.
 func (s *server) expectCode(token, code string) error {
-	a, err := s.refresh(token)
+	a, err := s.refreshInTheEnd(token)
 	if err == nil && a.Code != code {
 		err = fmt.Errorf("the refresh got %v, want %s", a, code)
 	}

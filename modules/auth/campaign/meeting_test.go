@@ -27,14 +27,14 @@ func newSessionsStay(w *wired) error {
 	return nil
 }
 
-// briefly is an option of REDIS_URL: how long a server waits for an answer.
-const briefly = "read_timeout=500ms"
+// Options of REDIS_URL: how long a server waits for an answer, where Redis hangs and where it does not.
+const briefly, atLength = "read_timeout=500ms", "read_timeout=30s"
 
 // patient makes settings for a server that is held up for long and must not give up.
 func patient(settings []string) []string {
 	var all []string
 	for _, setting := range settings {
-		all = append(all, strings.Replace(setting, briefly, "read_timeout=30s", 1))
+		all = append(all, strings.Replace(setting, briefly, atLength, 1))
 	}
 	return append(all, "APP_HTTP_REQUEST_TIMEOUT=60s")
 }

@@ -106,7 +106,7 @@ func rehearsalOn(t *testing.T, binary, databaseURL, redisURL, folder string) *re
 	testenv.Must(t, os.Symlink(binary, filepath.Join(folder, "bin", "authctl")))
 	w := installationOn(t, binary, databaseURL, redisURL, "APP_DATA_DIR="+filepath.Join(folder, "data"),
 		"OUTBOX_RELAY=inline",
-		"APP_PORT="+strconv.Itoa(testenv.FreePort(t)), "APP_HTTP_REQUEST_TIMEOUT=60s")
+		"APP_PORT="+strconv.Itoa(testenv.FreePort(t)))
 	_ = w.db.Close() // an open connection would count as a user of the database
 	return &rehearsal{installation: w, folder: folder, lines: sections(t, "docs/operations.md")}
 }

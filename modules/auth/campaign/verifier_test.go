@@ -286,14 +286,19 @@ func verifiersKnow(w *installation) error {
 
 // output runs a command and returns the first line of its output.
 func (w *installation) output(args ...string) (string, error) {
-	cmd := exec.Command(w.binary, args...)
-	cmd.Dir, cmd.Env = w.t.TempDir(), w.env
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("authctl %s: %w", strings.Join(args, " "), err)
+	for deadline := time.Now().Add(patience); ; {
+		cmd := exec.Command(w.binary, args...)
+		cmd.Dir, cmd.Env = w.t.TempDir(), w.env
+		out, err := cmd.Output()
+		if err == nil {
+			line, _, _ := strings.Cut(string(out), "\n")
+			return strings.TrimSpace(line), nil
+		}
+		exit, is := errors.AsType[*exec.ExitError](err)
+		if !is || !unanswered.Match(exit.Stderr) || time.Now().After(deadline) {
+			return "", fmt.Errorf("authctl %s: %w", strings.Join(args, " "), err)
+		}
 	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return strings.TrimSpace(line), nil
 }
 
 func kidOf(access string) (string, error) {
