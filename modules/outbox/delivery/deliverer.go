@@ -58,7 +58,7 @@ type Deliverer struct {
 	running sync.WaitGroup  // the workers
 	stop    context.Context // of Run: no attempt begins after it ends
 	abandon context.Context // no attempt goes on after it ends
-	told    bool            // an outage of the database was logged
+	told    time.Time       // since when the outage of the database lasts that was logged; zero: none
 
 	// failing is since when, and why, workers cannot use the database; nil: since when leases cannot be renewed. Rights
 	// may be missing for one of them alone.
@@ -233,8 +233,10 @@ func (d *Deliverer) failed(who *worker, err error) {
 	}
 	f.err = err
 	d.failing[who] = f
-	first := !d.told && (database.IsForbidden(err) || d.now().Sub(f.since) >= time.Second)
-	d.told = d.told || first
+	first := d.told.IsZero() && (database.IsForbidden(err) || d.now().Sub(f.since) >= time.Second)
+	if first {
+		d.told = f.since
+	}
 	d.mu.Unlock()
 	if !first {
 		return
@@ -272,10 +274,12 @@ func (d *Deliverer) tellOutage(ctx context.Context) {
 // worked says that a worker, or who renews the leases, meets no error, or has ended.
 func (d *Deliverer) worked(who *worker) {
 	d.mu.Lock()
-	lasted := d.now().Sub(d.failing[who].since).Round(time.Millisecond)
 	delete(d.failing, who)
-	ended := d.told && len(d.failing) == 0
-	d.told = d.told && !ended
+	lasted := d.now().Sub(d.told).Round(time.Millisecond)
+	ended := !d.told.IsZero() && len(d.failing) == 0
+	if ended {
+		d.told = time.Time{}
+	}
 	d.mu.Unlock()
 	if ended {
 		d.log.Info("deliverer_outage_ended", zap.Duration("lasted", lasted))

@@ -255,7 +255,10 @@ func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 		if d.outage(rights) != test.wait+time.Minute || d.outage(!rights) != 0 {
 			t.Errorf("%s: the metric says %v, and %v of the other kind", name, d.outage(rights), d.outage(!rights))
 		}
+		later := &worker{} // meets the same outage when the others have met it for long
+		d.failed(later, test.err)
 		d.worked(nil)
+		d.worked(later)
 		if d.outage(rights) != 0 {
 			t.Errorf("%s: the metric does not end", name)
 		}
