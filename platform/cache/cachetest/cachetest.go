@@ -43,7 +43,7 @@ func Open(t testing.TB, url string) *redis.Client { t.Helper(); return OpenAny(t
 // server may answer too late. A command may take as long, but of several servers one that is silent must be noticed.
 func OpenAny(t testing.TB, url string) cache.Client {
 	t.Helper()
-	if !strings.Contains(url, "addr=") {
+	if !strings.Contains(url, "addr=") && !strings.Contains(url, "read_timeout=") {
 		separator := "?"
 		if strings.Contains(url, separator) {
 			separator = "&"
