@@ -1,6 +1,7 @@
 package mail
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -374,7 +375,7 @@ func (s *smtpSender) authenticate(ctx context.Context, client *smtp.Client, told
 	})
 	if len(usable) == 0 {
 		return fmt.Errorf("AUTH: the server offers none of SCRAM-SHA-256, SCRAM-SHA-1, PLAIN and LOGIN that may be "+
-			"used here (encrypted: %v); it offers: %s", encrypted, strings.Join(offered, " "))
+			"used here (encrypted: %v); it offers: %s", encrypted, cmp.Or(strings.Join(offered, " "), "nothing"))
 	}
 	select {
 	case s.turn <- struct{}{}:
